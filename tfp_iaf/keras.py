@@ -1,0 +1,195 @@
+"""The flow as one layer of a Keras 3 model.
+
+Keras must run on TensorFlow. For models made with tf_keras (Keras 2) this layer does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_iaf import transforms
+from tfp_iaf.networks import checked_size
+from tfp_iaf.posteriors import IAFPosterior
+from tfp_iaf.transforms import Transform
+
+__all__ = ['IAFSampling']
+
+if keras.backend.backend() != 'tensorflow':
+    raise ImportError(
+        f'tfp_iaf.keras: got the Keras backend {keras.backend.backend()!r}, expected "tensorflow", which TensorFlow '
+        f'Probability needs. Set the environment variable KERAS_BACKEND=tensorflow before Keras is imported.'
+    )
+
+_INPUTS = 'a list of [z_mean, z_log_var] or [z_mean, z_log_var, context]'
+
+
+@keras.saving.register_keras_serializable(package='tfp_iaf')
+class IAFSampling(keras.layers.Layer):
+    r"""The sampling layer of a VAE, with an Inverse Autoregressive Flow behind the Gaussian.
+
+    $$z_0 = \mu + \sigma \epsilon, \quad z_t = f_t(z_{t-1}, h), \quad
+      \log q(z_T \mid x) = \log q(z_0 \mid x) - \sum_t \log\left|\det \frac{\partial z_t}{\partial z_{t-1}}\right|$$
+
+    It takes the place of the `Sampling` layer of the standard Keras VAE:
+    `z, log_q = IAFSampling()([z_mean, z_log_var])`, or, with a context h made by the encoder,
+    `IAFSampling()([z_mean, z_log_var, h])`. `layer.posterior(...)` gives the distribution itself.
+
+    Shapes: z_mean, z_log_var and z `[batch, D]`, context `[batch, C]`, log_q `[batch]`. Dtype: the layer's variable
+    dtype, also under a mixed precision policy, since a log-det is a sum that half precision would spoil.
+
+    Cost: one pass of each step's network per call.
+
+    Args:
+        num_flows: Number of steps T; 0 gives the diagonal Gaussian.
+        hidden_units: Units of the hidden layers of each step's network.
+        transform: `'gated'` (only contracts), `'affine'` (expands too), or an object of `tfp_iaf.transforms`.
+        kl_loss_weight: With a number, the layer adds this times the batch's mean KL(q(z|x) || N(0, I)) to the model's
+            loss, and reports the KL as the metric `kl`. It is the log-ratio at the samples, or, with `num_flows=0`,
+            analytic. `None` leaves the loss to the model.
+        alternate_order: Whether every second step takes the entries from right to left.
+        activation: Activation of the networks: a name of `tf.nn`, or a callable.
+        seed: Seed of the initial weights and of the samples. `None` follows `keras.utils.set_random_seed`.
+        **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.
+
+    Raises:
+        ValueError: If there are not two or three inputs, or their sizes do not fit.
+        TypeError: If the variable dtype is neither float32 nor float64.
+
+    References:
+        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Algorithm 1.
+
+    >>> layer = IAFSampling(num_flows=2, hidden_units=(16,), seed=0)
+    >>> z, log_q = layer([tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])])
+    >>> z.shape, log_q.shape
+    (TensorShape([5, 2]), TensorShape([5]))
+    """
+
+    def __init__(
+        self,
+        num_flows: int = 4,
+        hidden_units: Sequence[int] = (320, 320),
+        transform: str | Transform | dict[str, Any] = 'gated',
+        kl_loss_weight: float | None = None,
+        *,
+        alternate_order: bool = True,
+        activation: Any = 'elu',
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Without Keras's autocast, which would round the encoder's float32 outputs to half precision.
+        super().__init__(**{'autocast': False, **kwargs})
+        self.num_flows = checked_size('num_flows', num_flows, minimum=0)
+        self.hidden_units = tuple(hidden_units)
+        self.transform = _transform_from_config(transform)
+        self.kl_loss_weight = kl_loss_weight
+        self.alternate_order = alternate_order
+        self.activation = (
+            activation if isinstance(activation, str) else keras.saving.deserialize_keras_object(activation)
+        )
+        self.seed = seed
+        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._kl_metric = None if kl_loss_weight is None else keras.metrics.Mean(name='kl')
+        self._posterior: IAFPosterior | None = None
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the networks, from the shapes of the inputs."""
+        if (
+            not isinstance(input_shape, (list, tuple))
+            or len(input_shape) not in (2, 3)
+            or not all(isinstance(shape, (list, tuple)) for shape in input_shape)
+        ):
+            raise ValueError(f'inputs: got the shape(s) {input_shape}, expected {_INPUTS}.')
+        sizes = [shape[-1] for shape in input_shape]
+        if None in sizes or sizes[0] != sizes[1]:
+            raise ValueError(
+                f'inputs: got the shapes {input_shape}, expected a known last dimension, and the same one for z_mean and '
+                f'z_log_var.'
+            )
+        self._posterior = IAFPosterior(
+            sizes[0],
+            self.num_flows,
+            self.hidden_units,
+            context_size=sizes[2] if len(sizes) == 3 else None,
+            transform=self.transform,
+            alternate_order=self.alternate_order,
+            activation=self.activation,
+            seed=self.seed,
+            dtype=tf.as_dtype(self.variable_dtype),
+            variable_factory=self._make_variable,
+            name=self.name,
+        )
+        self.built = True
+
+    def _make_variable(self, name: str, value: np.ndarray) -> tf.Variable:
+        # The raw variable of a weight that Keras tracks: TFP finds it in the flow, Keras trains and saves it. A weight
+        # with autocast would be a cast tensor under mixed precision.
+        weight = self.add_weight(
+            name=name.replace('/', '_'),
+            shape=value.shape,
+            initializer=lambda shape, dtype: tf.constant(value, dtype),
+            dtype=self.variable_dtype,
+            autocast=False,
+        )
+        return weight.value
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns a sample for each row, and its log-density."""
+        seed = tf.cast(self._seed_generator.next(), tf.int32)
+        z, log_q = self.posterior(*inputs).experimental_sample_and_log_prob(seed=seed)
+        if self._kl_metric is not None:
+            kl = self._kl(z, log_q, *inputs[:2])
+            self._kl_metric.update_state(kl)
+            self.add_loss(self.kl_loss_weight * tf.reduce_mean(kl))
+        return z, log_q
+
+    def posterior(
+        self, z_mean: tf.Tensor, z_log_var: tf.Tensor, context: tf.Tensor | None = None
+    ) -> tfp.distributions.TransformedDistribution:
+        """Returns q(z|x), for importance weighting, plots, or more than one sample.
+
+        >>> layer = IAFSampling(num_flows=1, hidden_units=(16,))
+        >>> layer.build([(None, 2), (None, 2)])
+        >>> layer.posterior(tf.zeros([5, 2]), tf.zeros([5, 2])).sample(7).shape
+        TensorShape([7, 5, 2])
+        """
+        if self._posterior is None:
+            raise ValueError(
+                f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
+            )
+        dtype = self._posterior.dtype
+        z_mean, z_log_var = (tf.cast(value, dtype) for value in (z_mean, z_log_var))
+        context = None if context is None else tf.cast(context, dtype)
+        return self._posterior(z_mean, tf.exp(0.5 * z_log_var), context)
+
+    def _kl(self, z: tf.Tensor, log_q: tf.Tensor, z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
+        if self.num_flows == 0:
+            z_mean, z_log_var = tf.cast(z_mean, z.dtype), tf.cast(z_log_var, z.dtype)
+            return 0.5 * tf.reduce_sum(tf.square(z_mean) + tf.exp(z_log_var) - 1.0 - z_log_var, axis=-1)
+        prior = tfp.distributions.Normal(tf.zeros([], z.dtype), 1.0)
+        return log_q - tf.reduce_sum(prior.log_prob(z), axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments that make the layer anew."""
+        return {
+            **super().get_config(),
+            'num_flows': self.num_flows,
+            'hidden_units': list(self.hidden_units),
+            'transform': {'class_name': type(self.transform).__name__, 'config': dataclasses.asdict(self.transform)},
+            'kl_loss_weight': self.kl_loss_weight,
+            'alternate_order': self.alternate_order,
+            'activation': keras.saving.serialize_keras_object(self.activation),
+            'seed': self.seed,
+        }
+
+
+def _transform_from_config(transform: str | Transform | dict[str, Any]) -> Transform:
+    if isinstance(transform, dict):
+        return getattr(transforms, transform['class_name'])(**transform['config'])
+    return transforms.get(transform)

@@ -1,0 +1,96 @@
+"""Orders, degrees and masks of a masked autoregressive network (NumPy only).
+
+Everything is expressed in *ranks*: the entry with rank 0 comes first in the autoregressive order. A hidden unit of
+degree d sees the first d entries and nothing else, the entry with rank r carries degree r + 1, and the output for the
+entry with rank r has degree r, so that one rule, `mask[i, j] = degree[j] >= degree[i]`, serves every layer (Germain et
+al. 2015, "MADE: Masked Autoencoder for Distribution Estimation", Eq. 12 and 13).
+
+Degrees are sorted within each layer. Every mask is then block triangular: the units that a prefix of the entries
+determines are a prefix of their layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ['degrees', 'hidden_degrees', 'mask', 'permutation']
+
+_NAMED_ORDERS = ('left-to-right', 'right-to-left', 'random')
+
+
+def permutation(order: str | Sequence[int] | np.ndarray, event_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the entries of an event in their autoregressive order.
+
+    Args:
+        order: `'left-to-right'`, `'right-to-left'`, `'random'`, or the entries' indices in the order wanted:
+            `[2, 0, 1]` puts entry 2 first, entry 0 second and entry 1 last.
+        event_size: Number of entries, D.
+        rng: Source of the `'random'` order.
+
+    Returns:
+        An integer array of shape `[D]`; its k-th element is the index of the entry with rank k.
+
+    Raises:
+        ValueError: If `order` is not a permutation of `range(event_size)` or not a known name.
+
+    >>> permutation('right-to-left', 3, np.random.default_rng(0)).tolist()
+    [2, 1, 0]
+    """
+    if isinstance(order, str):
+        if order not in _NAMED_ORDERS:
+            raise ValueError(
+                f'order: got {order!r}, expected one of {_NAMED_ORDERS} or a permutation of range({event_size}).'
+            )
+        if order == 'random':
+            return rng.permutation(event_size)
+        entries = np.arange(event_size)
+        return entries if order == 'left-to-right' else entries[::-1]
+    entries = np.asarray(order)
+    if (
+        entries.shape != (event_size,)
+        or not np.issubdtype(entries.dtype, np.integer)
+        or not np.array_equal(np.sort(entries), np.arange(event_size))
+    ):
+        raise ValueError(
+            f'order: got {order!r}, expected a permutation of range({event_size}): each of the integers 0 to '
+            f'{event_size - 1} once, the entry that comes first in front.'
+        )
+    return entries
+
+
+def hidden_degrees(units: int, event_size: int, conditional: bool) -> np.ndarray:
+    """Returns the degrees of one hidden layer: sorted, and spread evenly over those that a path can use.
+
+    With a context the degrees run from 0 (units that see the context alone, through which it reaches the first output)
+    to D - 1; without one, units of degree 0 would be constants, so they run from 1. The lowest degree is always there,
+    so that every unit has an input. With fewer than D - 1 units (D with a context) some degrees have no unit, and the
+    outputs can only react to some of the entries before them.
+
+    >>> hidden_degrees(7, event_size=4, conditional=True).tolist()
+    [0, 0, 1, 1, 2, 2, 3]
+    >>> hidden_degrees(7, event_size=4, conditional=False).tolist()
+    [1, 1, 1, 2, 2, 3, 3]
+    """
+    lowest = 0 if conditional or event_size == 1 else 1
+    return lowest + np.arange(units) * (event_size - lowest) // units
+
+
+def degrees(event_size: int, hidden_units: Sequence[int], conditional: bool) -> list[np.ndarray]:
+    """Returns the degrees of every layer of a network: its entries, its hidden units, its outputs.
+
+    >>> [d.tolist() for d in degrees(3, hidden_units=[4], conditional=False)]
+    [[1, 2, 3], [1, 1, 2, 2], [0, 1, 2]]
+    """
+    hidden = [hidden_degrees(units, event_size, conditional) for units in hidden_units]
+    return [np.arange(1, event_size + 1), *hidden, np.arange(event_size)]
+
+
+def mask(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Returns the boolean mask `[len(inputs), len(outputs)]` of the connections that two layers' degrees permit.
+
+    >>> mask(np.array([1, 2]), np.array([0, 1, 2])).astype(int).tolist()
+    [[0, 1, 1], [0, 0, 1]]
+    """
+    return outputs[np.newaxis, :] >= inputs[:, np.newaxis]

@@ -1,0 +1,299 @@
+"""The masked autoregressive network (MADE) with a context input."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_iaf import masks
+
+__all__ = ['MaskedAutoregressiveNetwork', 'VariableFactory']
+
+Activation = Callable[[tf.Tensor], tf.Tensor]
+VariableFactory = Callable[[str, np.ndarray], tf.Variable]
+
+_ACTIVATIONS = ('elu', 'gelu', 'leaky_relu', 'relu', 'selu', 'sigmoid', 'silu', 'softplus', 'softsign', 'swish', 'tanh')
+
+# The outputs start small, so that a step whose parameters they are starts close to the identity.
+_OUTPUT_SCALE = 0.1
+
+
+def random_generator(seed: int | None) -> np.random.Generator:
+    """Returns a NumPy generator; without a seed it follows `tf.random.set_seed` and `keras.utils.set_random_seed`."""
+    if seed is None:
+        with tf.init_scope():
+            seed = int(tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32))
+    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f'seed: got {seed!r}, expected a non-negative int or None.')
+    return np.random.default_rng(int(seed))
+
+
+def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
+    """Returns `value` as an int, or raises the error that names `argument`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f'{argument}: got {value!r}, expected an int of at least {minimum}.')
+    if value < minimum:
+        raise ValueError(f'{argument}: got {value}, expected at least {minimum}.')
+    return int(value)
+
+
+def _checked_hidden_units(hidden_units: Any) -> tuple[int, ...]:
+    if isinstance(hidden_units, (str, bytes)) or not isinstance(hidden_units, (Sequence, np.ndarray)):
+        raise TypeError(f'hidden_units: got {hidden_units!r}, expected a sequence of ints such as (320, 320).')
+    if len(hidden_units) == 0:
+        raise ValueError('hidden_units: got no layer, expected at least one, such as (320,) or (320, 320).')
+    return tuple(checked_size('hidden_units', units) for units in hidden_units)
+
+
+def _checked_activation(activation: Any) -> Activation:
+    if callable(activation):
+        return activation
+    if activation in _ACTIVATIONS:
+        return getattr(tf.nn, activation)
+    raise ValueError(f'activation: got {activation!r}, expected a callable or one of {_ACTIVATIONS}.')
+
+
+def _checked_dtype(dtype: Any) -> tf.DType:
+    dtype = tf.as_dtype(dtype)
+    if dtype not in (tf.float32, tf.float64):
+        raise TypeError(
+            f'dtype: got {dtype.name}, expected tf.float32 or tf.float64. In half precision a log-det, a sum over all '
+            f'entries and steps, would be lost to rounding; under mixed precision the flow stays in float32.'
+        )
+    return dtype
+
+
+def _make_variable(name: str, value: np.ndarray) -> tf.Variable:
+    return tf.Variable(value, name=name)
+
+
+def _leading_shape(x: tf.Tensor) -> tf.TensorShape | tf.Tensor:
+    lead = x.shape[:-1] if x.shape.rank is not None else tf.TensorShape(None)
+    return lead if lead.is_fully_defined() else tf.shape(x)[:-1]
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    """Folds all axes but the last into one: a product with one matrix, where a batched one would repeat it."""
+    if x.shape.rank == 2:
+        return x
+    size = x.shape[-1] if x.shape.rank is not None and x.shape[-1] is not None else tf.shape(x)[-1]
+    return tf.reshape(x, [-1, size])
+
+
+def _unflat(flat: tf.Tensor, lead: tf.TensorShape | tf.Tensor, event: Sequence[int]) -> tf.Tensor:
+    return tf.reshape(flat, tf.concat([lead, event], axis=0))
+
+
+class MaskedAutoregressiveNetwork(tf.Module):
+    r"""A masked network whose output for an entry depends on the entries before it and on all of a context.
+
+    $$\mathrm{params}_i = f_i(x_{<i}, h), \qquad h_1 = a(x (W_1 \odot M_1) + h U + b_1), \quad
+      h_{l+1} = a(h_l (W_{l+1} \odot M_{l+1}) + b_{l+1})$$
+
+    "Before" is meant in the network's `order`. The masks are applied at every call, so that nothing that is stored in
+    the kernels, by an optimizer, an assignment or a checkpoint, can break the autoregressive property, and forbidden
+    weights get a gradient of zero. Units of degree 0, which see the context alone, carry it to every output, the
+    first one included. Kernels are kept with their rows and columns sorted by degree; see `tfp_iaf.masks`.
+
+    Every output reacts to every entry before it if each hidden layer has at least `event_size - 1` units
+    (`event_size` with a context).
+
+    Args:
+        event_size: Number of entries D of an event.
+        hidden_units: Units of each hidden layer.
+        context_size: Size C of the context, or `None` for a network without one.
+        params: Parameters per entry, P: 2 for the transforms `'gated'` and `'affine'`.
+        activation: Name of a function of `tf.nn`, or a callable.
+        order: `'left-to-right'`, `'right-to-left'`, `'random'`, or a permutation of `range(event_size)` that lists the
+            entries as they come. Reversing belongs here, not into a `tfb.Permute` between steps.
+        seed: Seed of the initial weights and of a random order. `None` follows TensorFlow's global seed.
+        dtype: `tf.float32` or `tf.float64`, of the variables and of everything that is computed.
+        variable_factory: Makes the variables, from a name and an initial value; a Keras layer passes its own.
+        name: Name of the module.
+
+    Call arguments:
+        x: `[..., D]`. context: `[..., C]`; its leading shape broadcasts against that of `x`, and its share of the
+        first hidden layer is computed once, before it is broadcast.
+
+    Returns (of a call):
+        `[..., D, P]`, of the network's dtype.
+
+    Raises:
+        ValueError: If a size is below 1, `hidden_units` is empty, `order` is no permutation, `activation` is unknown,
+            or, at a call, `x` or `context` has the wrong last dimension, or a context is missing or unexpected.
+        TypeError: If `dtype` or a tensor is not of the floating type expected, or a size is no int.
+
+    Cost: one pass is `D * H + H * H + H * D * P` multiplications per event for two hidden layers of H units.
+
+    References:
+        Germain, Gregor, Murray and Larochelle 2015, "MADE: Masked Autoencoder for Distribution Estimation", Eq. 12, 13.
+        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Algorithm 1.
+
+    >>> net = MaskedAutoregressiveNetwork(3, hidden_units=(16,), context_size=2, seed=0)
+    >>> net(tf.zeros([5, 3]), context=tf.zeros([5, 2])).shape
+    TensorShape([5, 3, 2])
+    """
+
+    def __init__(
+        self,
+        event_size: int,
+        hidden_units: Sequence[int] = (320, 320),
+        *,
+        context_size: int | None = None,
+        params: int = 2,
+        activation: str | Activation = 'elu',
+        order: str | Sequence[int] | np.ndarray = 'left-to-right',
+        seed: int | None = None,
+        dtype: tf.DType = tf.float32,
+        variable_factory: VariableFactory | None = None,
+        name: str = 'masked_autoregressive_network',
+    ) -> None:
+        super().__init__(name=name)
+        self._event_size = checked_size('event_size', event_size)
+        self._hidden_units = _checked_hidden_units(hidden_units)
+        self._context_size = None if context_size is None else checked_size('context_size', context_size)
+        self._params = checked_size('params', params)
+        self._activation = _checked_activation(activation)
+        self._dtype = _checked_dtype(dtype)
+        rng = random_generator(seed)
+        self._order = masks.permutation(order, self._event_size, rng)
+        self._build(rng, variable_factory or _make_variable)
+
+    def _build(self, rng: np.random.Generator, make_variable: VariableFactory) -> None:
+        layers = masks.degrees(self._event_size, self._hidden_units, self._context_size is not None)
+        layers[-1] = np.repeat(layers[-1], self._params)
+        self._degrees = tuple(layers)
+        layer_masks = [masks.mask(before, after) for before, after in itertools.pairwise(layers)]
+        dtype = self._dtype.as_numpy_dtype
+
+        def normal(rows: int, fan_in: np.ndarray, scale: float = 1.0) -> np.ndarray:
+            # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
+            # pre-activation of the same variance.
+            return (scale * rng.standard_normal([rows, fan_in.size]) / np.sqrt(np.maximum(fan_in, 1))).astype(dtype)
+
+        kernels, biases = [], []
+        self._context_kernel = None
+        for i, layer_mask in enumerate(layer_masks):
+            fan_in = layer_mask.sum(axis=0)
+            if i == 0 and self._context_size is not None:
+                fan_in = fan_in + self._context_size
+                kernel = normal(self._context_size, fan_in)
+                self._context_kernel = make_variable('context_kernel', kernel)
+            scale = _OUTPUT_SCALE if i == len(layer_masks) - 1 else 1.0
+            kernel = normal(layer_mask.shape[0], fan_in, scale) * layer_mask
+            kernels.append(make_variable(f'kernel_{i}', kernel))
+            biases.append(make_variable(f'bias_{i}', np.zeros(layer_mask.shape[1], dtype)))
+        self._kernels, self._biases = tuple(kernels), tuple(biases)
+        # Tensors made once: a NumPy mask would be copied at every eager call and be embedded in every graph.
+        with tf.init_scope():
+            self._masks = tuple(tf.constant(layer_mask) for layer_mask in layer_masks)
+
+    @property
+    def event_size(self) -> int:
+        """Number of entries of an event."""
+        return self._event_size
+
+    @property
+    def hidden_units(self) -> tuple[int, ...]:
+        """Units of each hidden layer."""
+        return self._hidden_units
+
+    @property
+    def context_size(self) -> int | None:
+        """Size of the context, or `None`."""
+        return self._context_size
+
+    @property
+    def params(self) -> int:
+        """Parameters per entry."""
+        return self._params
+
+    @property
+    def order(self) -> np.ndarray:
+        """The entries' indices, in the order in which they come."""
+        return self._order.copy()
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Dtype of the variables and of the outputs."""
+        return self._dtype
+
+    def __repr__(self) -> str:
+        return (
+            f'<{type(self).__name__} {self.name!r}: event_size={self._event_size}, hidden_units={self._hidden_units}, '
+            f'context_size={self._context_size}, params={self._params}, dtype={self._dtype.name}>'
+        )
+
+    def __call__(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns the parameters `[..., D, P]` of every entry of `x`; see the class."""
+        x = self._checked('x', x, self._event_size)
+        lead = _leading_shape(x)
+        hidden = tf.matmul(_flat(self._ranked(x, axis=-1)), self._kernel(0)) + self._biases[0]
+        share = self._context_share(context)
+        if share is not None:
+            if x.shape.rank != 2 or share.shape.rank != 2:
+                hidden = _unflat(hidden, lead, [self._hidden_units[0]])
+            hidden += share
+            lead = _leading_shape(hidden)
+            hidden = _flat(hidden)
+        for i in range(1, len(self._kernels)):
+            hidden = tf.matmul(self._activation(hidden), self._kernel(i)) + self._biases[i]
+        outputs = _unflat(hidden, lead, [self._event_size, self._params])
+        return self._unranked(outputs, axis=-2)
+
+    def _kernel(self, i: int) -> tf.Tensor:
+        # Not a product with the mask: that would let an infinite forbidden weight through as NaN.
+        kernel = tf.convert_to_tensor(self._kernels[i])
+        return tf.where(self._masks[i], kernel, tf.zeros([], kernel.dtype))
+
+    def _context_share(self, context: tf.Tensor | None) -> tf.Tensor | None:
+        if self._context_size is None:
+            if context is not None:
+                raise ValueError(
+                    f'context: got one for {self!r}, which has none. Pass context_size when you make the network.'
+                )
+            return None
+        if context is None:
+            raise ValueError(
+                f'context: got None, expected a tensor of shape [..., {self._context_size}], since the network was '
+                f'made with context_size={self._context_size}. Pass context=.'
+            )
+        context = self._checked('context', context, self._context_size)
+        share = tf.matmul(_flat(context), self._context_kernel)
+        return _unflat(share, _leading_shape(context), [self._hidden_units[0]])
+
+    def _checked(self, argument: str, value: Any, size: int) -> tf.Tensor:
+        if tf.is_tensor(value) or isinstance(value, tf.Variable):
+            if value.dtype != self._dtype:
+                raise TypeError(
+                    f'{argument}: got dtype {tf.as_dtype(value.dtype).name}, expected {self._dtype.name}, the dtype of '
+                    f'{self!r}. Cast it, or make the network with another dtype.'
+                )
+        value = tf.convert_to_tensor(value, dtype=self._dtype, name=argument)
+        if value.shape.rank == 0 or (value.shape.rank is not None and value.shape[-1] not in (None, size)):
+            raise ValueError(
+                f'{argument}: got shape {value.shape}, expected [..., {size}] for {self!r}. The last dimension is the '
+                f'{"event" if argument == "x" else argument}.'
+            )
+        return value
+
+    def _ranked(self, x: tf.Tensor, axis: int) -> tf.Tensor:
+        """Sorts the entries along `axis` by rank."""
+        return _permuted(x, self._order, axis)
+
+    def _unranked(self, x: tf.Tensor, axis: int) -> tf.Tensor:
+        """Undoes `_ranked`."""
+        return _permuted(x, np.argsort(self._order), axis)
+
+
+def _permuted(x: tf.Tensor, order: np.ndarray, axis: int) -> tf.Tensor:
+    entries = np.arange(order.size)
+    if np.array_equal(order, entries):
+        return x
+    if np.array_equal(order, entries[::-1]):
+        return tf.reverse(x, axis=[axis])
+    return tf.gather(x, order, axis=axis)
