@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import cache_util, parameter_properties
 
-from tfp_iaf import inversion, transforms
+from tfp_iaf import blocks, inversion, transforms
+from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.transforms import Transform
 
 __all__ = ['InverseAutoregressiveFlow']
@@ -23,16 +24,17 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
     $$y_i = t(x_i;\ \mathrm{params}_i(x_{<i}, h)), \qquad \log\left|\det \frac{\partial y}{\partial x}\right| =
       \sum_i \log t'(x_i;\ \mathrm{params}_i)$$
 
-    With `transform='gated'` $t$ is $g x + (1 - g) m$ with $g = \sigma(s)$, and the log-det is $\sum_i \log \sigma(s_i)$;
-    with `'affine'` it is $e^a x + m$, and the log-det is $\sum_i a_i$. The gate only contracts; take `'affine'` where the
-    target has scales that must grow. The autoregressive transform, slow forward and fast inverse, is
-    `tfb.Invert` of a step.
+    With `transform='gated'`, $t(x) = g x + (1 - g) m$ with $g = \sigma(s)$, and the log-det is
+    $\sum_i \log \sigma(s_i)$; with `'affine'`, $t(x) = e^a x + m$, and the log-det is $\sum_i a_i$. The gate only
+    contracts; take `'affine'` where the target has scales that must grow. The autoregressive transform, slow forward
+    and fast inverse, is `tfb.Invert` of a step.
 
     Shapes: event `[D]`; x, y `[..., D]`, context `[..., C]`, leading shapes broadcast; log-det `[...]`. Dtype: the
     network's.
 
     Cost: `forward` and `forward_log_det_jacobian` together one network pass; `inverse` and `inverse_log_det_jacobian`
-    of what `forward` returned none (TFP's cache); of any other point at most D + 1 passes together.
+    of what `forward` returned none (TFP's cache); of any other point, together, one to three times a pass with
+    `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`.
 
     Args:
         network: `network(x)` or `network(x, context)` gives the parameters, `[..., D, P]`, autoregressive in `x`: a
@@ -40,12 +42,16 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         context: Used whenever a call passes none. A call takes `context=`, or `conditional_input=` as TFP's own
             autoregressive flow does, also nested by the step's name in a `tfb.Chain`.
         transform: `'gated'`, `'affine'`, or an object of `tfp_iaf.transforms`.
-        validate_args: Whether an inverse that did not converge is an error; it is NaN otherwise.
+        inverse: `'blockwise'` solves for block after block of entries, and needs a `MaskedAutoregressiveNetwork`;
+            `'fixed_point'` sweeps over all entries at once, with any network. `'auto'` is blockwise where it can be:
+            it was never slower.
+        validate_args: Whether an inverse that is not finite, or did not converge, is an error; it is NaN otherwise.
         name: Name of the bijector.
 
     Raises:
-        ValueError: If `transform` is unknown, the network gives another number of parameters than it takes, or the
-            context is missing, unexpected, given twice or of the wrong size.
+        ValueError: If `transform` or `inverse` is unknown or does not fit, the network gives another number of
+            parameters than the transform takes, or the context is missing, unexpected, given twice or of the wrong
+            size.
         TypeError: If `network` is no callable, or a tensor has another dtype than the network.
 
     References:
@@ -70,6 +76,7 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         *,
         context: tf.Tensor | None = None,
         transform: str | Transform = 'gated',
+        inverse: str = 'auto',
         validate_args: bool = False,
         name: str = 'inverse_autoregressive_flow',
     ) -> None:
@@ -81,6 +88,7 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         self._network = network
         self._transform = transforms.get(transform)
         self._context = context
+        self._inverse_method = _checked_inverse(inverse, network)
         params = getattr(network, 'params', None)
         if isinstance(params, int) and params != self._transform.params:
             raise ValueError(
@@ -127,12 +135,15 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
 
     def _augmented_inverse(self, y: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         context = self._context_of(**kwargs)
-        x, log_det, converged = inversion.fixed_point(
-            lambda x: self._parameters_at(x, context), self._transform, y, tf.shape(y)[-1]
-        )
+        if self._inverse_method == 'blockwise':
+            x, log_det = blocks.blockwise(cast(MaskedAutoregressiveNetwork, self._network), self._transform, y, context)
+        else:
+            x, log_det = inversion.fixed_point(
+                lambda x: self._parameters_at(x, context), self._transform, y, max_sweeps=tf.shape(y)[-1]
+            )
         if self.validate_args:
-            message = f'{self.name}: the inverse did not converge; is the network autoregressive, and is y finite?'
-            with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(converged), [message])]):
+            message = f'{self.name}: the inverse is not finite. Is y, and is the network autoregressive?'
+            with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(tf.math.is_nan(x)), [message])]):
                 x = tf.identity(x)
         return x, {'ildj': -tf.reduce_sum(log_det, axis=-1)}
 
@@ -163,3 +174,17 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
                 f'transform={self._transform!r}.'
             )
         return params
+
+
+def _checked_inverse(inverse: str, network: Network) -> str:
+    ours = isinstance(network, MaskedAutoregressiveNetwork)
+    if inverse == 'auto':
+        return 'blockwise' if ours else 'fixed_point'
+    if inverse not in ('blockwise', 'fixed_point'):
+        raise ValueError(f"inverse: got {inverse!r}, expected 'auto', 'blockwise' or 'fixed_point'.")
+    if inverse == 'blockwise' and not ours:
+        raise ValueError(
+            f"inverse: got 'blockwise', expected 'auto' or 'fixed_point' for {network!r}: solving by blocks needs the "
+            f'sorted degrees of a MaskedAutoregressiveNetwork.'
+        )
+    return inverse

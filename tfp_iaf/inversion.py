@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,11 +13,12 @@ from tfp_iaf.transforms import Transform
 __all__ = ['fixed_point']
 
 Parameters = Callable[[tf.Tensor], tf.Tensor]
+Gradient = Callable[..., tuple[tf.Tensor, ...] | tf.Tensor]
 
 
 def fixed_point(
     parameters: Parameters, transform: Transform, y: tf.Tensor, max_sweeps: int | tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor]:
     r"""Inverts a step whose parameters are autoregressive, in any order, by sweeps over all entries at once.
 
     $$x \leftarrow f^{-1}(y;\ \mathrm{params}(x))$$
@@ -34,8 +36,6 @@ def fixed_point(
     Returns:
         x: `[..., D]`, the leading shape of `y` broadcast against that of the parameters.
         log_det: `[..., D]`, the log-derivatives of the step at x.
-        converged: `[...]`, boolean.
-
     Gradients are those of the implicit function theorem. With $J = \partial f / \partial x$ and $w$ the solution of
     $J^T w = g$, the point gets $w$, and context and variables get $-w^T \partial f / \partial\theta$. Memory does not
     grow with the number of sweeps. A second derivative raises an error.
@@ -48,33 +48,46 @@ def fixed_point(
     >>> from tfp_iaf import transforms
     >>> def previous_entry(x):  # y_i = x_i + x_{i-1}
     ...     return tf.stack([tf.pad(x, [[1, 0]])[:-1], tf.zeros_like(x)], axis=-1)
-    >>> x, log_det, converged = fixed_point(previous_entry, transforms.Affine(), tf.constant([1., 3., 5.]), 3)
-    >>> x.numpy().tolist(), bool(converged)
-    ([1.0, 2.0, 3.0], True)
+    >>> x, log_det = fixed_point(previous_entry, transforms.Affine(), tf.constant([1., 3., 5.]), 3)
+    >>> x.numpy().tolist(), log_det.numpy().tolist()
+    ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
     """
-    solution = _sweeps(lambda x: transform.inverse(y, parameters(x))[0], y, max_sweeps)
+    solution, _ = sweeps(lambda x: (transform.inverse(y, parameters(x))[0], ()), y, max_sweeps)
     x, image, log_det = _implicit(parameters, transform, solution, y)
     # Looser than round-off, which grows with the slope of the step; what did not converge is off by far more.
     tolerance = _epsilon(y.dtype) ** 0.5
     close = tf.abs(image - y) <= tolerance * (1 + tf.abs(x) + tf.abs(y))
-    converged = tf.reduce_all(close, axis=-1)
-    kept = converged[..., tf.newaxis]
+    kept = tf.reduce_all(close, axis=-1, keepdims=True)
     nan = tf.constant(float('nan'), y.dtype)
-    return tf.where(kept, x, nan), tf.where(kept, log_det, nan), converged
+    return tf.where(kept, x, nan), tf.where(kept, log_det, nan)
 
 
 def _epsilon(dtype: tf.DType) -> float:
     return float(np.finfo(dtype.as_numpy_dtype).eps)
 
 
-def _confined(x: tf.Tensor) -> tf.Tensor:
+def _bound(dtype: tf.DType) -> float:
+    return float(dtype.max) ** 0.4
+
+
+def out_of_range(x: tf.Tensor) -> tf.Tensor:
+    """Tells where `x` is NaN, infinite, or so large that a network cannot be evaluated at it."""
+    return ~(tf.abs(x) < _bound(x.dtype))
+
+
+def confined(x: tf.Tensor) -> tf.Tensor:
     """Keeps transients finite: in a masked product, infinity times a forbidden zero is NaN for earlier entries."""
-    bound = float(x.dtype.max) ** 0.4
+    bound = _bound(x.dtype)
     return tf.clip_by_value(tf.where(tf.math.is_nan(x), tf.zeros([], x.dtype), x), -bound, bound)
 
 
-def _sweeps(update: Callable[[tf.Tensor], tf.Tensor], start: tf.Tensor, max_sweeps: int | tf.Tensor) -> tf.Tensor:
-    """Applies `update` until nothing moves, `max_sweeps` times at most."""
+def sweeps(
+    update: Callable[[tf.Tensor], tuple[tf.Tensor, Any]], start: tf.Tensor, max_sweeps: int | tf.Tensor
+) -> tuple[tf.Tensor, Any]:
+    """Applies `update` until nothing moves, `max_sweeps` times at most.
+
+    `update` gives a new value, and whatever else is wanted of the last evaluation.
+    """
     tolerance = 4 * _epsilon(start.dtype)
 
     def is_moving(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
@@ -85,16 +98,18 @@ def _sweeps(update: Callable[[tf.Tensor], tf.Tensor], start: tf.Tensor, max_swee
         )
         return ~tf.reduce_all(still)
 
-    def sweep(i: tf.Tensor, x: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        new = update(_confined(x))
-        return i + 1, new, is_moving(new, x)
+    def sweep(i: tf.Tensor, x: tf.Tensor, _: Any, __: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, Any, tf.Tensor]:
+        new, rest = update(confined(x))
+        return i + 1, new, rest, is_moving(new, x)
 
-    # The first sweep stands outside of the loop: it gives x the shape that it keeps.
-    first = update(_confined(start))
-    _, x, _ = tf.while_loop(
-        lambda i, x, moving: moving & (i < max_sweeps), sweep, (tf.constant(1), first, tf.constant(True))
+    # The first sweep stands outside of the loop: it gives everything the shape that it keeps.
+    first, rest = update(confined(start))
+    if isinstance(max_sweeps, int) and max_sweeps == 1:
+        return first, rest
+    _, x, rest, _ = tf.while_loop(
+        lambda i, x, rest, moving: moving & (i < max_sweeps), sweep, (tf.constant(1), first, rest, tf.constant(True))
     )
-    return x
+    return x, rest
 
 
 def _implicit(
@@ -110,15 +125,16 @@ def _implicit(
     # A function of what the recorded evaluation made, not of the variables behind it: the cotangents returned for
     # `image` and `log_det` reach the variables and the context through that evaluation.
     @tf.custom_gradient
-    def attach(*_: tf.Tensor) -> tuple:
+    def attach(*_: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Gradient]:
         def grad(dx: tf.Tensor, dlog_det: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             total = dx + tape.gradient(log_det, solution, dlog_det, unconnected_gradients='zero')
             slope = tf.exp(log_det)
 
-            def update(w: tf.Tensor) -> tf.Tensor:
-                return w + (total - tape.gradient(image, solution, w)) / slope
+            def update(w: tf.Tensor) -> tuple[tf.Tensor, tuple[()]]:
+                return w + (total - tape.gradient(image, solution, w)) / slope, ()
 
-            w = _first_order_only(_sweeps(update, total / slope, size))
+            w, _ = sweeps(update, total / slope, size)
+            w = first_order_only(w)
             return -w, dlog_det, w
 
         return (tf.identity(solution), tf.identity(log_det)), grad
@@ -128,7 +144,7 @@ def _implicit(
 
 
 @tf.custom_gradient
-def _first_order_only(w: tf.Tensor) -> tuple:
+def first_order_only(w: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     def grad(_: tf.Tensor) -> tf.Tensor:
         raise NotImplementedError(
             'The inverse of an InverseAutoregressiveFlow has first derivatives only. For second ones differentiate its '

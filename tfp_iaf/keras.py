@@ -5,7 +5,6 @@ Keras must run on TensorFlow. For models made with tf_keras (Keras 2) this layer
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,7 +108,7 @@ class IAFSampling(keras.layers.Layer):
         sizes = [shape[-1] for shape in input_shape]
         if None in sizes or sizes[0] != sizes[1]:
             raise ValueError(
-                f'inputs: got the shapes {input_shape}, expected a known last dimension, and the same one for z_mean and '
+                f'inputs: got the shapes {input_shape}, expected known last dimensions, and equal ones for z_mean and '
                 f'z_log_var.'
             )
         self._posterior = IAFPosterior(
@@ -181,7 +180,7 @@ class IAFSampling(keras.layers.Layer):
             **super().get_config(),
             'num_flows': self.num_flows,
             'hidden_units': list(self.hidden_units),
-            'transform': {'class_name': type(self.transform).__name__, 'config': dataclasses.asdict(self.transform)},
+            'transform': {'class_name': type(self.transform).__name__, 'config': dict(vars(self.transform))},
             'kl_loss_weight': self.kl_loss_weight,
             'alternate_order': self.alternate_order,
             'activation': keras.saving.serialize_keras_object(self.activation),

@@ -222,6 +222,31 @@ class MaskedAutoregressiveNetwork(tf.Module):
         """Dtype of the variables and of the outputs."""
         return self._dtype
 
+    @property
+    def activation(self) -> Activation:
+        """Activation of the hidden layers."""
+        return self._activation
+
+    @property
+    def degrees(self) -> tuple[np.ndarray, ...]:
+        """Degrees of the entries by rank, of the units of each hidden layer, and of the outputs; see `masks`."""
+        return self._degrees
+
+    @property
+    def masks(self) -> tuple[tf.Tensor, ...]:
+        """The mask of each layer's kernel."""
+        return self._masks
+
+    @property
+    def kernels(self) -> tuple[tf.Variable, ...]:
+        """The kernel of each layer, as it is stored: without its mask, rows and columns sorted by degree."""
+        return self._kernels
+
+    @property
+    def biases(self) -> tuple[tf.Variable, ...]:
+        """The bias of each layer."""
+        return self._biases
+
     def __repr__(self) -> str:
         return (
             f'<{type(self).__name__} {self.name!r}: event_size={self._event_size}, hidden_units={self._hidden_units}, '
@@ -232,8 +257,8 @@ class MaskedAutoregressiveNetwork(tf.Module):
         """Returns the parameters `[..., D, P]` of every entry of `x`; see the class."""
         x = self._checked('x', x, self._event_size)
         lead = _leading_shape(x)
-        hidden = tf.matmul(_flat(self._ranked(x, axis=-1)), self._kernel(0)) + self._biases[0]
-        share = self._context_share(context)
+        hidden = tf.matmul(_flat(self.ranked(x, axis=-1)), self._kernel(0)) + self._biases[0]
+        share = self.context_share(context)
         if share is not None:
             if x.shape.rank != 2 or share.shape.rank != 2:
                 hidden = _unflat(hidden, lead, [self._hidden_units[0]])
@@ -243,14 +268,15 @@ class MaskedAutoregressiveNetwork(tf.Module):
         for i in range(1, len(self._kernels)):
             hidden = tf.matmul(self._activation(hidden), self._kernel(i)) + self._biases[i]
         outputs = _unflat(hidden, lead, [self._event_size, self._params])
-        return self._unranked(outputs, axis=-2)
+        return self.unranked(outputs, axis=-2)
 
     def _kernel(self, i: int) -> tf.Tensor:
         # Not a product with the mask: that would let an infinite forbidden weight through as NaN.
         kernel = tf.convert_to_tensor(self._kernels[i])
         return tf.where(self._masks[i], kernel, tf.zeros([], kernel.dtype))
 
-    def _context_share(self, context: tf.Tensor | None) -> tf.Tensor | None:
+    def context_share(self, context: tf.Tensor | None) -> tf.Tensor | None:
+        """Returns what the first hidden layer gets from the context, `[..., H]`, or `None` without one."""
         if self._context_size is None:
             if context is not None:
                 raise ValueError(
@@ -281,12 +307,12 @@ class MaskedAutoregressiveNetwork(tf.Module):
             )
         return value
 
-    def _ranked(self, x: tf.Tensor, axis: int) -> tf.Tensor:
+    def ranked(self, x: tf.Tensor, axis: int) -> tf.Tensor:
         """Sorts the entries along `axis` by rank."""
         return _permuted(x, self._order, axis)
 
-    def _unranked(self, x: tf.Tensor, axis: int) -> tf.Tensor:
-        """Undoes `_ranked`."""
+    def unranked(self, x: tf.Tensor, axis: int) -> tf.Tensor:
+        """Undoes `ranked`."""
         return _permuted(x, np.argsort(self._order), axis)
 
 

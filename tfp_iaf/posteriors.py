@@ -16,9 +16,6 @@ from tfp_iaf.transforms import Transform
 
 __all__ = ['IAFPosterior']
 
-tfb = tfp.bijectors
-tfd = tfp.distributions
-
 
 class IAFPosterior(tf.Module):
     r"""A diagonal Gaussian sent through steps of an Inverse Autoregressive Flow, with the networks of all steps.
@@ -127,14 +124,14 @@ class IAFPosterior(tf.Module):
             f'context_size={self._context_size}, transform={self._transform!r}, dtype={self._dtype.name}>'
         )
 
-    def __call__(self, loc: Any, scale_diag: Any, context: Any = None) -> tfd.TransformedDistribution:
+    def __call__(self, loc: Any, scale_diag: Any, context: Any = None) -> tfp.distributions.TransformedDistribution:
         """Returns the distribution; see the class."""
         loc, scale_diag = self._checked('loc', loc), self._checked('scale_diag', scale_diag)
         # Not MultivariateNormalDiag, which is the same but takes four times as long eagerly.
-        base = tfd.Independent(tfd.Normal(loc, scale_diag), reinterpreted_batch_ndims=1)
-        return tfd.TransformedDistribution(base, self.bijector(context), name=self.name)
+        base = tfp.distributions.Independent(tfp.distributions.Normal(loc, scale_diag), reinterpreted_batch_ndims=1)
+        return tfp.distributions.TransformedDistribution(base, self.bijector(context), name=self.name)
 
-    def bijector(self, context: Any = None) -> tfb.Chain:
+    def bijector(self, context: Any = None) -> tfp.bijectors.Chain:
         """Returns the steps alone, as a `tfb.Chain`, each with `context` as its own."""
         if context is not None:
             context = tf.convert_to_tensor(context, dtype_hint=self._dtype, name='context')
@@ -143,7 +140,7 @@ class IAFPosterior(tf.Module):
             for network in self._networks
         ]
         # A Chain applies its last bijector first.
-        return tfb.Chain(steps[::-1], name='flows')
+        return tfp.bijectors.Chain(steps[::-1], name='flows')
 
     def _checked(self, argument: str, value: Any) -> tf.Tensor:
         if tf.is_tensor(value) and value.dtype != self._dtype:

@@ -18,7 +18,8 @@ class Transform(abc.ABC):
     """An increasing map of the real line, for each entry its own.
 
     A subclass gives `params` and both directions; each returns the log-derivative of `forward`, per entry, from the
-    same evaluation. Instances are immutable and compare by value, since TFP's caches compare the bijectors that hold them.
+    same evaluation. Instances are immutable and compare by value, since TFP's caches compare the bijectors that
+    hold them.
     """
 
     @property
@@ -43,8 +44,7 @@ class Gated(Transform):
       x = (y - (1 - g) m)\, e^{\mathrm{softplus}(-s)}$$
 
     with `m` the first parameter and `s` the second one plus `gate_bias`. The derivative lies in (0, 1): a chain of
-    gated steps narrows a density but never widens it, beyond what its base distribution has. Where scales must grow, as in a
-    funnel, choose `Affine`.
+    gated steps narrows a density but never widens it. Where scales must grow, as in a funnel, choose `Affine`.
 
     Args:
         gate_bias: Added to the second parameter, so that the gate starts at sigmoid(gate_bias), near 1.
