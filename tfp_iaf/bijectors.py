@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import cache_util, parameter_properties
+from tensorflow_probability.python.internal import parameter_properties
 
 from tfp_iaf import blocks, inversion, transforms
+from tfp_iaf.caching import Dependencies, StepCache
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.transforms import Transform
 
@@ -67,8 +68,7 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
     (TensorShape([5, 2]), TensorShape([5]))
     """
 
-    # TFP's own bijectors with a joint value and log-det use this cache: a miss on either fills both.
-    _cache = cache_util.BijectorCacheWithGreedyAttrs('_augmented_forward', '_augmented_inverse')
+    _cache = StepCache('_augmented_forward', '_augmented_inverse')
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
 
     def _augmented_forward(self, x: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         y, log_det = self._transform.forward(x, self._parameters_at(x, self._context_of(**kwargs)))
-        return y, {'ildj': -tf.reduce_sum(log_det, axis=-1)}
+        return y, self._attributes(log_det)
 
     def _augmented_inverse(self, y: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         context = self._context_of(**kwargs)
@@ -142,10 +142,10 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
                 lambda x: self._parameters_at(x, context), self._transform, y, max_sweeps=tf.shape(y)[-1]
             )
         if self.validate_args:
-            message = f'{self.name}: the inverse is not finite. Is y, and is the network autoregressive?'
+            message = f'{self.name}: the inverse did not converge: y is not finite, or the network not autoregressive.'
             with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(tf.math.is_nan(x)), [message])]):
                 x = tf.identity(x)
-        return x, {'ildj': -tf.reduce_sum(log_det, axis=-1)}
+        return x, self._attributes(log_det)
 
     # Through the public directions, so that the value computed with a log-det is in the cache as well.
 
@@ -156,6 +156,15 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
     def _inverse_log_det_jacobian(self, y: tf.Tensor, **kwargs: Any) -> tf.Tensor:
         x = self.inverse(y, **kwargs)
         return self._cache.forward_attributes(x, **kwargs)['ildj']
+
+    def _attributes(self, log_det: tf.Tensor) -> dict[str, Any]:
+        return {'ildj': -tf.reduce_sum(log_det, axis=-1), 'dependencies': Dependencies.now(self._network_variables())}
+
+    def _network_variables(self) -> Iterable[tf.Variable]:
+        # Asked of the network: the search that tf.Module would make through the bijector, at every call, takes as long
+        # as a small network.
+        variables = getattr(self._network, 'variables', ())
+        return () if callable(variables) else variables
 
     def _context_of(
         self, context: tf.Tensor | None = None, conditional_input: tf.Tensor | None = None

@@ -72,25 +72,24 @@ def blockwise(
     """
     share = network.context_share(context)
     first = network.biases[0] if share is None else network.biases[0] + share
-    y = network.ranked(y, axis=-1)
+    y = network.ranked(network.checked_event('y', y), axis=-1)
     lead = tf.broadcast_dynamic_shape(tf.shape(y)[:-1], tf.shape(first)[:-1])
     static_lead = tf.broadcast_static_shape(y.shape[:-1], first.shape[:-1])
 
-    def flat(value: tf.Tensor) -> tf.Tensor:
-        size = value.shape[-1]
+    def flat(value: tf.Tensor, size: int) -> tf.Tensor:
         return tf.reshape(tf.broadcast_to(value, tf.concat([lead, [size]], axis=0)), [-1, size])
 
     def restored(value: tf.Tensor) -> tf.Tensor:
         value = tf.where(kept, value, tf.constant(float('nan'), value.dtype))
         value = tf.reshape(value, tf.concat([lead, [network.event_size]], axis=0))
-        return network.unranked(tf.ensure_shape(value, [*static_lead, network.event_size]), axis=-1)
+        return network.unranked(tf.ensure_shape(value, static_lead.concatenate([network.event_size])), axis=-1)
 
     if block_size is None:
         block_size = max(_SMALLEST_BLOCK, -(-network.event_size // _NUM_BLOCKS))
     solve = _differentiable_solver(network, transform, block_size)
     # Tensors, not the variables: the gradient of a function with arguments alone needs no search for variables.
     weights = [tf.convert_to_tensor(variable) for variable in (*network.kernels, *network.biases[1:])]
-    x, log_det = solve(flat(y), flat(first), *weights)
+    x, log_det = solve(flat(y, network.event_size), flat(first, network.hidden_units[0]), *weights)
     kept = ~tf.reduce_any(out_of_range(x), axis=-1, keepdims=True)
     return restored(x), restored(log_det)
 
@@ -112,7 +111,7 @@ def _differentiable_solver(
         def grad(dx: tf.Tensor, dlog_det: tf.Tensor) -> tuple[tf.Tensor, ...]:
             backward = _Backward(network, transform, block_size, kernels, (x, params, hidden), (dx, dlog_det))
             w, _, cotangents = backward.solve()
-            w, *cotangents = (first_order_only(value) for value in (w, *cotangents[::-1]))
+            w, *cotangents = (first_order_only(value, y, first, *weights) for value in (w, *cotangents[::-1]))
             zero = tf.zeros([], x.dtype)
             kernel_gradients = [
                 tf.where(mask, tf.matmul(value, cotangent, transpose_a=True), zero)

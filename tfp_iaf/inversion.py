@@ -125,7 +125,7 @@ def _implicit(
     # A function of what the recorded evaluation made, not of the variables behind it: the cotangents returned for
     # `image` and `log_det` reach the variables and the context through that evaluation.
     @tf.custom_gradient
-    def attach(*_: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Gradient]:
+    def attach(*sources: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Gradient]:
         def grad(dx: tf.Tensor, dlog_det: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             total = dx + tape.gradient(log_det, solution, dlog_det, unconnected_gradients='zero')
             slope = tf.exp(log_det)
@@ -134,7 +134,7 @@ def _implicit(
                 return w + (total - tape.gradient(image, solution, w)) / slope, ()
 
             w, _ = sweeps(update, total / slope, size)
-            w = first_order_only(w)
+            w = first_order_only(w, *sources)
             return -w, dlog_det, w
 
         return (tf.identity(solution), tf.identity(log_det)), grad
@@ -144,8 +144,10 @@ def _implicit(
 
 
 @tf.custom_gradient
-def first_order_only(w: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-    def grad(_: tf.Tensor) -> tf.Tensor:
+def first_order_only(w: tf.Tensor, *sources: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+    """Returns `w`, whose gradient, for itself and for the sources that it was computed from, is an error."""
+
+    def grad(_: tf.Tensor) -> tuple[tf.Tensor, ...]:
         raise NotImplementedError(
             'The inverse of an InverseAutoregressiveFlow has first derivatives only. For second ones differentiate its '
             'forward direction, which has derivatives of every order.'

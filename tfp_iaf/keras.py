@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
-from tfp_iaf.networks import checked_size
+from tfp_iaf.checks import checked_size
 from tfp_iaf.posteriors import IAFPosterior
 from tfp_iaf.transforms import Transform
 

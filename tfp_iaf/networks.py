@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import masks
+from tfp_iaf.checks import checked_context, checked_dtype, checked_size, checked_tensor
 
 __all__ = ['MaskedAutoregressiveNetwork', 'VariableFactory']
 
@@ -32,15 +33,6 @@ def random_generator(seed: int | None) -> np.random.Generator:
     return np.random.default_rng(int(seed))
 
 
-def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
-    """Returns `value` as an int, or raises the error that names `argument`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f'{argument}: got {value!r}, expected an int of at least {minimum}.')
-    if value < minimum:
-        raise ValueError(f'{argument}: got {value}, expected at least {minimum}.')
-    return int(value)
-
-
 def _checked_hidden_units(hidden_units: Any) -> tuple[int, ...]:
     if isinstance(hidden_units, (str, bytes)) or not isinstance(hidden_units, (Sequence, np.ndarray)):
         raise TypeError(f'hidden_units: got {hidden_units!r}, expected a sequence of ints such as (320, 320).')
@@ -55,16 +47,6 @@ def _checked_activation(activation: Any) -> Activation:
     if activation in _ACTIVATIONS:
         return getattr(tf.nn, activation)
     raise ValueError(f'activation: got {activation!r}, expected a callable or one of {_ACTIVATIONS}.')
-
-
-def _checked_dtype(dtype: Any) -> tf.DType:
-    dtype = tf.as_dtype(dtype)
-    if dtype not in (tf.float32, tf.float64):
-        raise TypeError(
-            f'dtype: got {dtype.name}, expected tf.float32 or tf.float64. In half precision a log-det, a sum over all '
-            f'entries and steps, would be lost to rounding; under mixed precision the flow stays in float32.'
-        )
-    return dtype
 
 
 def _make_variable(name: str, value: np.ndarray) -> tf.Variable:
@@ -158,7 +140,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         self._context_size = None if context_size is None else checked_size('context_size', context_size)
         self._params = checked_size('params', params)
         self._activation = _checked_activation(activation)
-        self._dtype = _checked_dtype(dtype)
+        self._dtype = checked_dtype(dtype)
         rng = random_generator(seed)
         self._order = masks.permutation(order, self._event_size, rng)
         self._build(rng, variable_factory or _make_variable)
@@ -223,6 +205,12 @@ class MaskedAutoregressiveNetwork(tf.Module):
         return self._dtype
 
     @property
+    def variables(self) -> tuple[tf.Variable, ...]:
+        """All variables; as `tf.Module` finds them, but without its search through all attributes."""
+        context = () if self._context_kernel is None else (self._context_kernel,)
+        return (*context, *self._kernels, *self._biases)
+
+    @property
     def activation(self) -> Activation:
         """Activation of the hidden layers."""
         return self._activation
@@ -255,7 +243,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
 
     def __call__(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the parameters `[..., D, P]` of every entry of `x`; see the class."""
-        x = self._checked('x', x, self._event_size)
+        x = self.checked_event('x', x)
         lead = _leading_shape(x)
         hidden = tf.matmul(_flat(self.ranked(x, axis=-1)), self._kernel(0)) + self._biases[0]
         share = self.context_share(context)
@@ -277,35 +265,17 @@ class MaskedAutoregressiveNetwork(tf.Module):
 
     def context_share(self, context: tf.Tensor | None) -> tf.Tensor | None:
         """Returns what the first hidden layer gets from the context, `[..., H]`, or `None` without one."""
-        if self._context_size is None:
-            if context is not None:
-                raise ValueError(
-                    f'context: got one for {self!r}, which has none. Pass context_size when you make the network.'
-                )
-            return None
+        context = checked_context(context, self._context_size, self._dtype, self)
         if context is None:
-            raise ValueError(
-                f'context: got None, expected a tensor of shape [..., {self._context_size}], since the network was '
-                f'made with context_size={self._context_size}. Pass context=.'
-            )
-        context = self._checked('context', context, self._context_size)
+            return None
+        context = tf.convert_to_tensor(context)
         share = tf.matmul(_flat(context), self._context_kernel)
         return _unflat(share, _leading_shape(context), [self._hidden_units[0]])
 
-    def _checked(self, argument: str, value: Any, size: int) -> tf.Tensor:
-        if tf.is_tensor(value) or isinstance(value, tf.Variable):
-            if value.dtype != self._dtype:
-                raise TypeError(
-                    f'{argument}: got dtype {tf.as_dtype(value.dtype).name}, expected {self._dtype.name}, the dtype of '
-                    f'{self!r}. Cast it, or make the network with another dtype.'
-                )
-        value = tf.convert_to_tensor(value, dtype=self._dtype, name=argument)
-        if value.shape.rank == 0 or (value.shape.rank is not None and value.shape[-1] not in (None, size)):
-            raise ValueError(
-                f'{argument}: got shape {value.shape}, expected [..., {size}] for {self!r}. The last dimension is the '
-                f'{"event" if argument == "x" else argument}.'
-            )
-        return value
+    def checked_event(self, argument: str, x: Any) -> tf.Tensor:
+        """Returns `x` as a tensor of shape `[..., D]`, or raises the error that names `argument`."""
+        x = tf.convert_to_tensor(checked_tensor(argument, x, self._event_size, self._dtype, self))
+        return x if x.shape.rank is None else tf.ensure_shape(x, [*x.shape[:-1], self._event_size])
 
     def ranked(self, x: tf.Tensor, axis: int) -> tf.Tensor:
         """Sorts the entries along `axis` by rank."""

@@ -11,7 +11,9 @@ import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
 from tfp_iaf.bijectors import InverseAutoregressiveFlow
-from tfp_iaf.networks import Activation, MaskedAutoregressiveNetwork, VariableFactory, checked_size, random_generator
+from tfp_iaf.caching import UncachedChain
+from tfp_iaf.checks import checked_context, checked_dtype, checked_size, checked_tensor
+from tfp_iaf.networks import Activation, MaskedAutoregressiveNetwork, VariableFactory, random_generator
 from tfp_iaf.transforms import Transform
 
 __all__ = ['IAFPosterior']
@@ -79,8 +81,8 @@ class IAFPosterior(tf.Module):
         self._event_size = checked_size('event_size', event_size)
         self._num_flows = checked_size('num_flows', num_flows, minimum=0)
         self._transform = transforms.get(transform)
-        self._context_size = context_size
-        self._dtype = tf.as_dtype(dtype)
+        self._context_size = None if context_size is None else checked_size('context_size', context_size)
+        self._dtype = checked_dtype(dtype)
         rng = random_generator(seed)
         self._networks = tuple(
             MaskedAutoregressiveNetwork(
@@ -126,31 +128,40 @@ class IAFPosterior(tf.Module):
 
     def __call__(self, loc: Any, scale_diag: Any, context: Any = None) -> tfp.distributions.TransformedDistribution:
         """Returns the distribution; see the class."""
-        loc, scale_diag = self._checked('loc', loc), self._checked('scale_diag', scale_diag)
+        loc = checked_tensor('loc', loc, self._event_size, self._dtype, self)
+        scale_diag = checked_tensor('scale_diag', scale_diag, self._event_size, self._dtype, self)
+        context = checked_context(context, self._context_size, self._dtype, self)
+        if context is not None:
+            _check_batch(context, loc)
         # Not MultivariateNormalDiag, which is the same but takes four times as long eagerly.
         base = tfp.distributions.Independent(tfp.distributions.Normal(loc, scale_diag), reinterpreted_batch_ndims=1)
         return tfp.distributions.TransformedDistribution(base, self.bijector(context), name=self.name)
 
     def bijector(self, context: Any = None) -> tfp.bijectors.Chain:
-        """Returns the steps alone, as a `tfb.Chain`, each with `context` as its own."""
+        """Returns the steps alone, as a `tfb.Chain`, each with `context` as its own.
+
+        Without one, a call takes `context` by keyword, nested by the steps' names: `flow_0={'context': context}, ...`.
+        """
         if context is not None:
-            context = tf.convert_to_tensor(context, dtype_hint=self._dtype, name='context')
+            context = checked_context(context, self._context_size, self._dtype, self)
         steps = [
             InverseAutoregressiveFlow(network, context=context, transform=self._transform, name=network.name)
             for network in self._networks
         ]
         # A Chain applies its last bijector first.
-        return tfp.bijectors.Chain(steps[::-1], name='flows')
+        return UncachedChain(steps[::-1], name='flows/')
 
-    def _checked(self, argument: str, value: Any) -> tf.Tensor:
-        if tf.is_tensor(value) and value.dtype != self._dtype:
-            raise TypeError(
-                f'{argument}: got dtype {value.dtype.name}, expected {self._dtype.name}, the dtype of {self!r}.'
-            )
-        value = tf.convert_to_tensor(value, dtype=self._dtype, name=argument)
-        if value.shape.rank == 0 or (value.shape.rank is not None and value.shape[-1] not in (None, self._event_size)):
-            raise ValueError(f'{argument}: got shape {value.shape}, expected [..., {self._event_size}] for {self!r}.')
-        return value
+
+def _check_batch(context: Any, loc: Any) -> None:
+    shapes = tf.convert_to_tensor(context).shape, loc.shape
+    if None not in (shapes[0].rank, shapes[1].rank):
+        try:
+            tf.broadcast_static_shape(shapes[0][:-1], shapes[1][:-1])
+        except ValueError:
+            raise ValueError(
+                f'context: got shape {shapes[0]}, expected a leading shape that broadcasts against that of loc, '
+                f'{shapes[1]}: one context for each row, or one for all.'
+            ) from None
 
 
 def _prefixed(factory: VariableFactory | None, prefix: str) -> VariableFactory | None:
