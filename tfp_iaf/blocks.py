@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_iaf.inversion import confined, first_order_only, out_of_range, sweeps
+from tfp_iaf.inversion import close, confined, first_order_only, in_range, sweeps
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.transforms import Transform
 
@@ -52,8 +52,8 @@ def blockwise(
         block_size: Entries per block; by default an eighth of them, at least 8.
 
     Returns:
-        x: `[..., D]`, the leading shapes of `y` and `context` broadcast. An event with an entry that is not finite is
-            NaN as a whole.
+        x: `[..., D]`, the leading shapes of `y` and `context` broadcast. An event is NaN as a whole if an entry of it
+            leaves the range of the dtype, or if rounding keeps the step from taking it back to `y`.
         log_det: `[..., D]`, the log-derivatives of the step at x, from the same evaluations.
 
     Gradients are those of the implicit function theorem, with the transposed system solved in the same way; memory is
@@ -89,26 +89,30 @@ def blockwise(
     solve = _differentiable_solver(network, transform, block_size)
     # Tensors, not the variables: the gradient of a function with arguments alone needs no search for variables.
     weights = [tf.convert_to_tensor(variable) for variable in (*network.kernels, *network.biases[1:])]
-    x, log_det = solve(flat(y, network.event_size), flat(first, network.hidden_units[0]), *weights)
-    kept = ~tf.reduce_any(out_of_range(x), axis=-1, keepdims=True)
+    flat_y = flat(y, network.event_size)
+    x, log_det, image = solve(flat_y, flat(first, network.hidden_units[0]), *weights)
+    kept = tf.reduce_all(close(image, flat_y) & in_range(x), axis=-1, keepdims=True)
     return restored(x), restored(log_det)
 
 
 def _differentiable_solver(
     network: MaskedAutoregressiveNetwork, transform: Transform, block_size: int
-) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """Returns the function of y, of what the first layer gets beside it, and of the weights, for sorted entries."""
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Returns a function of y, of what the first layer gets beside it, and of the weights, for sorted entries.
+
+    It returns x, the log-derivatives, and the step's value at x, which should be y.
+    """
     layers = len(network.kernels)
 
     @tf.custom_gradient
-    def solve(y: tf.Tensor, first: tf.Tensor, *weights: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Gradient]:
+    def solve(y: tf.Tensor, first: tf.Tensor, *weights: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Gradient]:
         kernels, offsets = weights[:layers], (first, *weights[layers:])
         forward = _Forward(network, transform, block_size, kernels, offsets, y)
         x, (*hidden, outputs), _ = forward.solve()
         params = _split(outputs, network.params)
-        _, log_det = transform.forward(x, params)
+        image, log_det = transform.forward(x, params)
 
-        def grad(dx: tf.Tensor, dlog_det: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def grad(dx: tf.Tensor, dlog_det: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
             backward = _Backward(network, transform, block_size, kernels, (x, params, hidden), (dx, dlog_det))
             w, _, cotangents = backward.solve()
             w, *cotangents = (first_order_only(value, y, first, *weights) for value in (w, *cotangents[::-1]))
@@ -120,7 +124,8 @@ def _differentiable_solver(
             bias_gradients = [tf.reduce_sum(cotangent, axis=0) for cotangent in cotangents[1:]]
             return w, cotangents[0], *kernel_gradients, *bias_gradients
 
-        return (x, log_det), grad
+        # The image is there for a check, and has no gradient.
+        return (x, log_det, image), grad
 
     return solve
 

@@ -54,10 +54,7 @@ def fixed_point(
     """
     solution, _ = sweeps(lambda x: (transform.inverse(y, parameters(x))[0], ()), y, max_sweeps)
     x, image, log_det = _implicit(parameters, transform, solution, y)
-    # Looser than round-off, which grows with the slope of the step; what did not converge is off by far more.
-    tolerance = _epsilon(y.dtype) ** 0.5
-    close = tf.abs(image - y) <= tolerance * (1 + tf.abs(x) + tf.abs(y))
-    kept = tf.reduce_all(close, axis=-1, keepdims=True)
+    kept = tf.reduce_all(close(image, y) & in_range(x), axis=-1, keepdims=True)
     nan = tf.constant(float('nan'), y.dtype)
     return tf.where(kept, x, nan), tf.where(kept, log_det, nan)
 
@@ -70,9 +67,14 @@ def _bound(dtype: tf.DType) -> float:
     return float(dtype.max) ** 0.4
 
 
-def out_of_range(x: tf.Tensor) -> tf.Tensor:
-    """Tells where `x` is NaN, infinite, or so large that a network cannot be evaluated at it."""
-    return ~(tf.abs(x) < _bound(x.dtype))
+def in_range(x: tf.Tensor) -> tf.Tensor:
+    """Tells where `x` is finite, and not so large that a network cannot be evaluated at it."""
+    return tf.abs(x) < _bound(x.dtype)
+
+
+def close(image: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Tells where a step takes a solution back to `y`, but for round-off: what did not converge is off by far more."""
+    return tf.abs(image - y) <= 10 * _epsilon(y.dtype) ** 0.5 * (1 + tf.abs(y))
 
 
 def confined(x: tf.Tensor) -> tf.Tensor:
