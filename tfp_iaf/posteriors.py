@@ -32,6 +32,7 @@ class IAFPosterior(tf.Module):
         context_size: Size C of the context h, or `None`.
         transform: `'gated'` (only contracts), `'affine'` (expands too), or an object of `tfp_iaf.transforms`.
         alternate_order: Whether every second step takes the entries from right to left.
+        inverse: How the steps invert what they did not make; see `InverseAutoregressiveFlow`.
         activation: Activation of the networks: a name of `tf.nn`, or a callable.
         seed: Seed of the initial weights. `None` follows TensorFlow's global seed.
         dtype: Dtype of the variables and of the distribution.
@@ -71,6 +72,7 @@ class IAFPosterior(tf.Module):
         context_size: int | None = None,
         transform: str | Transform = 'gated',
         alternate_order: bool = True,
+        inverse: str = 'auto',
         activation: str | Activation = 'elu',
         seed: int | None = None,
         dtype: tf.DType = tf.float32,
@@ -83,6 +85,7 @@ class IAFPosterior(tf.Module):
         self._transform = transforms.get(transform)
         self._context_size = None if context_size is None else checked_size('context_size', context_size)
         self._dtype = checked_dtype(dtype)
+        self._inverse = inverse
         rng = random_generator(seed)
         self._networks = tuple(
             MaskedAutoregressiveNetwork(
@@ -145,7 +148,9 @@ class IAFPosterior(tf.Module):
         if context is not None:
             context = checked_context(context, self._context_size, self._dtype, self)
         steps = [
-            InverseAutoregressiveFlow(network, context=context, transform=self._transform, name=network.name)
+            InverseAutoregressiveFlow(
+                network, context=context, transform=self._transform, inverse=self._inverse, name=network.name
+            )
             for network in self._networks
         ]
         # A Chain applies its last bijector first.
