@@ -33,9 +33,11 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
     Shapes: event `[D]`; x, y `[..., D]`, context `[..., C]`, leading shapes broadcast; log-det `[...]`. Dtype: the
     network's.
 
-    Cost: `forward` and `forward_log_det_jacobian` together one network pass; `inverse` and `inverse_log_det_jacobian`
-    of what `forward` returned none (TFP's cache); of any other point, together, one to three times a pass with
-    `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`.
+    Cost: `forward`, and the log-det in either direction for as long as its result lives, together one network pass;
+    `inverse` of what `forward` returned none (TFP's cache); `inverse` and log-det of any other point, together, one to
+    three times a pass with `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`. Eagerly, results are
+    computed anew when the network's variables were assigned to, which is seen for networks that have `variables`: not
+    for a function that closes over some.
 
     Args:
         network: `network(x)` or `network(x, context)` gives the parameters, `[..., D, P]`, autoregressive in `x`: a

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_iaf.inversion import close, confined, first_order_only, in_range, sweeps
+from tfp_iaf.inversion import close, confined, first_order_only, in_range, largest, sweeps
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.transforms import Transform
 
@@ -138,6 +138,8 @@ class _Pass(abc.ABC):
 
     blocks: Sequence[Block]
     num_layers: int
+    # Of the unknowns, below which they count as zero.
+    scale: tf.Tensor | float = 1.0
 
     @abc.abstractmethod
     def start(self, block: Block) -> tf.Tensor:
@@ -200,7 +202,7 @@ class _Pass(abc.ABC):
 
         start = self.start(block)
         # A block without entries, of units alone, is evaluated once.
-        unknowns, sums = sweeps(sweep, start, max_sweeps=max(start.shape[-1], 1))
+        unknowns, sums = sweeps(sweep, start, max_sweeps=max(start.shape[-1], 1), scale=self.scale)
         values = [self.activation(layer, block, sums[layer - 1]) for layer in range(1, self.num_layers)]
         return unknowns, sums, [self.features(block, confined(unknowns)), *values]
 
@@ -287,10 +289,11 @@ class _Backward(_Pass):
         self._log_det_by_params = tape.gradient(log_det, params, unconnected_gradients='zero')
         self._right_side = dx + cotangents[1] * tape.gradient(log_det, x, unconnected_gradients='zero')
         self._slope = tf.exp(log_det)
+        self._start = self._right_side / self._slope
+        self.scale = largest(self._start)
 
     def start(self, block: Block) -> tf.Tensor:
-        entries = block[-1]
-        return self._right_side[:, entries] / self._slope[:, entries]
+        return self._start[:, block[-1]]
 
     def features(self, block: Block, unknowns: tf.Tensor) -> tf.Tensor:
         entries = block[-1]

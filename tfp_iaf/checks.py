@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-__all__ = ['checked_context', 'checked_dtype', 'checked_size', 'checked_tensor']
+__all__ = ['checked_context', 'checked_dtype', 'checked_hidden_units', 'checked_size', 'checked_tensor']
 
 
 def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
@@ -17,6 +18,15 @@ def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f'{argument}: got {value}, expected at least {minimum}.')
     return int(value)
+
+
+def checked_hidden_units(hidden_units: Any) -> tuple[int, ...]:
+    """Returns `hidden_units` as a tuple of at least one positive int."""
+    if isinstance(hidden_units, (str, bytes)) or not isinstance(hidden_units, (Sequence, np.ndarray)):
+        raise TypeError(f'hidden_units: got {hidden_units!r}, expected a sequence of ints such as (320, 320).')
+    if len(hidden_units) == 0:
+        raise ValueError('hidden_units: got no layer, expected at least one, such as (320,) or (320, 320).')
+    return tuple(checked_size('hidden_units', units) for units in hidden_units)
 
 
 def checked_dtype(dtype: Any) -> tf.DType:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from tfp_iaf.transforms import Transform
 
@@ -84,34 +85,45 @@ def confined(x: tf.Tensor) -> tf.Tensor:
 
 
 def sweeps(
-    update: Callable[[tf.Tensor], tuple[tf.Tensor, Any]], start: tf.Tensor, max_sweeps: int | tf.Tensor
+    update: Callable[[tf.Tensor], tuple[tf.Tensor, Any]],
+    start: tf.Tensor,
+    max_sweeps: int | tf.Tensor,
+    scale: tf.Tensor | float = 1.0,
 ) -> tuple[tf.Tensor, Any]:
-    """Applies `update` until nothing moves, `max_sweeps` times at most.
+    """Applies `update` until nothing moves, `max_sweeps` times at most; no tape records it.
 
-    `update` gives a new value, and whatever else is wanted of the last evaluation.
+    `update` gives a new value, and whatever else is wanted of the last evaluation. `scale` is the size below which a
+    value counts as zero.
     """
     tolerance = 4 * _epsilon(start.dtype)
 
     def is_moving(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
         still = (
-            (tf.abs(new - old) <= tolerance * (1 + tf.abs(new)))
+            (tf.abs(new - old) <= tolerance * (scale + tf.abs(new)))
             | tf.equal(new, old)  # infinite both times
             | (tf.math.is_nan(new) & tf.math.is_nan(old))
         )
         return ~tf.reduce_all(still)
 
-    def sweep(i: tf.Tensor, x: tf.Tensor, _: Any, __: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, Any, tf.Tensor]:
+    def sweep(x: tf.Tensor, _: Any, __: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
         new, rest = update(confined(x))
-        return i + 1, new, rest, is_moving(new, x)
+        return new, rest, is_moving(new, x)
 
-    # The first sweep stands outside of the loop: it gives everything the shape that it keeps.
-    first, rest = update(confined(start))
-    if isinstance(max_sweeps, int) and max_sweeps == 1:
-        return first, rest
-    _, x, rest, _ = tf.while_loop(
-        lambda i, x, rest, moving: moving & (i < max_sweeps), sweep, (tf.constant(1), first, rest, tf.constant(True))
-    )
-    return x, rest
+    # A tape that might differentiate the loop would keep the values of every sweep.
+    with record.stop_recording():
+        # The first sweep stands outside of the loop: it gives everything the shape that it keeps.
+        first, rest = update(confined(start))
+        if isinstance(max_sweeps, int) and max_sweeps == 1:
+            return first, rest
+        x, rest, _ = tf.while_loop(
+            lambda x, rest, moving: moving, sweep, (first, rest, tf.constant(True)), maximum_iterations=max_sweeps - 1
+        )
+        return x, rest
+
+
+def largest(w: tf.Tensor) -> tf.Tensor:
+    """Returns the size of each event's largest entry, as the scale of a linear system's solution."""
+    return tf.reduce_max(tf.abs(w), axis=-1, keepdims=True)
 
 
 def _implicit(
@@ -135,7 +147,8 @@ def _implicit(
             def update(w: tf.Tensor) -> tuple[tf.Tensor, tuple[()]]:
                 return w + (total - tape.gradient(image, solution, w)) / slope, ()
 
-            w, _ = sweeps(update, total / slope, size)
+            start = total / slope
+            w, _ = sweeps(update, start, size, scale=largest(start))
             w = first_order_only(w, *sources)
             return -w, dlog_det, w
 

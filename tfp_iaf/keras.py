@@ -14,7 +14,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
-from tfp_iaf.checks import checked_size
+from tfp_iaf.checks import checked_hidden_units, checked_size
+from tfp_iaf.networks import VariableFactory
 from tfp_iaf.posteriors import IAFPosterior
 from tfp_iaf.transforms import Transform
 
@@ -85,16 +86,17 @@ class IAFSampling(keras.layers.Layer):
         # Without Keras's autocast, which would round the encoder's float32 outputs to half precision.
         super().__init__(**{'autocast': False, **kwargs})
         self.num_flows = checked_size('num_flows', num_flows, minimum=0)
-        self.hidden_units = tuple(hidden_units)
+        self.hidden_units = checked_hidden_units(hidden_units)
         self.transform = _transform_from_config(transform)
-        self.kl_loss_weight = kl_loss_weight
+        self.kl_loss_weight = _checked_weight(kl_loss_weight)
         self.alternate_order = alternate_order
         self.activation = (
-            activation if isinstance(activation, str) else keras.saving.deserialize_keras_object(activation)
+            keras.saving.deserialize_keras_object(activation) if isinstance(activation, dict) else activation
         )
         self.seed = seed
         self._seed_generator = keras.random.SeedGenerator(seed)
         self._kl_metric = None if kl_loss_weight is None else keras.metrics.Mean(name='kl')
+        self._sizes: tuple[int, int | None] | None = None
         self._posterior: IAFPosterior | None = None
 
     def build(self, input_shape: Any) -> None:
@@ -111,24 +113,28 @@ class IAFSampling(keras.layers.Layer):
                 f'inputs: got the shapes {input_shape}, expected known last dimensions, and equal ones for z_mean and '
                 f'z_log_var.'
             )
-        self._posterior = IAFPosterior(
+        self._sizes = (sizes[0], sizes[2] if len(sizes) == 3 else None)
+        self._keep(self._make_posterior(self._sizes, self._make_weight))
+        self.built = True
+
+    def _make_posterior(self, sizes: tuple[int, int | None], variable_factory: VariableFactory) -> IAFPosterior:
+        return IAFPosterior(
             sizes[0],
             self.num_flows,
             self.hidden_units,
-            context_size=sizes[2] if len(sizes) == 3 else None,
+            context_size=sizes[1],
             transform=self.transform,
             alternate_order=self.alternate_order,
             activation=self.activation,
             seed=self.seed,
             dtype=tf.as_dtype(self.variable_dtype),
-            variable_factory=self._make_variable,
+            variable_factory=variable_factory,
             name=self.name,
         )
-        self.built = True
 
-    def _make_variable(self, name: str, value: np.ndarray) -> tf.Variable:
-        # The raw variable of a weight that Keras tracks: TFP finds it in the flow, Keras trains and saves it. A weight
-        # with autocast would be a cast tensor under mixed precision.
+    def _make_weight(self, name: str, value: np.ndarray) -> tf.Variable:
+        # Keras tracks, trains and saves the weight; its raw variable is what TFP finds in the flow. With autocast, it
+        # would be a cast tensor under mixed precision.
         weight = self.add_weight(
             name=name.replace('/', '_'),
             shape=value.shape,
@@ -137,6 +143,22 @@ class IAFSampling(keras.layers.Layer):
             autocast=False,
         )
         return weight.value
+
+    def _keep(self, posterior: IAFPosterior) -> IAFPosterior:
+        # While Keras works out the shapes of a model, weights are promises, and their values tensors of that moment.
+        if all(isinstance(variable, tf.Variable) for network in posterior.networks for variable in network.variables):
+            self._posterior = posterior
+        return posterior
+
+    def _flow(self) -> IAFPosterior:
+        if self._posterior is not None:
+            return self._posterior
+        if self._sizes is None:
+            raise ValueError(
+                f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
+            )
+        weights = iter(self.weights)
+        return self._keep(self._make_posterior(self._sizes, lambda name, value: next(weights).value))
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns a sample for each row, and its log-density."""
@@ -158,14 +180,11 @@ class IAFSampling(keras.layers.Layer):
         >>> layer.posterior(tf.zeros([5, 2]), tf.zeros([5, 2])).sample(7).shape
         TensorShape([7, 5, 2])
         """
-        if self._posterior is None:
-            raise ValueError(
-                f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
-            )
-        dtype = self._posterior.dtype
+        flow = self._flow()
+        dtype = flow.dtype
         z_mean, z_log_var = (tf.cast(value, dtype) for value in (z_mean, z_log_var))
         context = None if context is None else tf.cast(context, dtype)
-        return self._posterior(z_mean, tf.exp(0.5 * z_log_var), context)
+        return flow(z_mean, tf.exp(0.5 * z_log_var), context)
 
     def _kl(self, z: tf.Tensor, log_q: tf.Tensor, z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
         if self.num_flows == 0:
@@ -176,6 +195,8 @@ class IAFSampling(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make the layer anew."""
+        named = isinstance(self.activation, str)
+        activation = self.activation if named else keras.saving.serialize_keras_object(self.activation)
         return {
             **super().get_config(),
             'num_flows': self.num_flows,
@@ -183,7 +204,7 @@ class IAFSampling(keras.layers.Layer):
             'transform': {'class_name': type(self.transform).__name__, 'config': dict(vars(self.transform))},
             'kl_loss_weight': self.kl_loss_weight,
             'alternate_order': self.alternate_order,
-            'activation': keras.saving.serialize_keras_object(self.activation),
+            'activation': activation,
             'seed': self.seed,
         }
 
@@ -192,3 +213,11 @@ def _transform_from_config(transform: str | Transform | dict[str, Any]) -> Trans
     if isinstance(transform, dict):
         return getattr(transforms, transform['class_name'])(**transform['config'])
     return transforms.get(transform)
+
+
+def _checked_weight(kl_loss_weight: Any) -> float | None:
+    if kl_loss_weight is None:
+        return None
+    if isinstance(kl_loss_weight, bool) or not isinstance(kl_loss_weight, (int, float, np.number)):
+        raise TypeError(f'kl_loss_weight: got {kl_loss_weight!r}, expected a number, or None for no KL term.')
+    return float(kl_loss_weight)

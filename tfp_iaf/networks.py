@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import masks
-from tfp_iaf.checks import checked_context, checked_dtype, checked_size, checked_tensor
+from tfp_iaf.checks import checked_context, checked_dtype, checked_hidden_units, checked_size, checked_tensor
 
 __all__ = ['MaskedAutoregressiveNetwork', 'VariableFactory']
 
@@ -31,14 +31,6 @@ def random_generator(seed: int | None) -> np.random.Generator:
     elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f'seed: got {seed!r}, expected a non-negative int or None.')
     return np.random.default_rng(int(seed))
-
-
-def _checked_hidden_units(hidden_units: Any) -> tuple[int, ...]:
-    if isinstance(hidden_units, (str, bytes)) or not isinstance(hidden_units, (Sequence, np.ndarray)):
-        raise TypeError(f'hidden_units: got {hidden_units!r}, expected a sequence of ints such as (320, 320).')
-    if len(hidden_units) == 0:
-        raise ValueError('hidden_units: got no layer, expected at least one, such as (320,) or (320, 320).')
-    return tuple(checked_size('hidden_units', units) for units in hidden_units)
 
 
 def _checked_activation(activation: Any) -> Activation:
@@ -136,7 +128,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
     ) -> None:
         super().__init__(name=name)
         self._event_size = checked_size('event_size', event_size)
-        self._hidden_units = _checked_hidden_units(hidden_units)
+        self._hidden_units = checked_hidden_units(hidden_units)
         self._context_size = None if context_size is None else checked_size('context_size', context_size)
         self._params = checked_size('params', params)
         self._activation = _checked_activation(activation)

@@ -1,0 +1,274 @@
+"""The registry of flows that the property tests run over, and helpers for tests.
+
+A new constructor, transform or network gets an entry in `FLOWS`; every property test then covers it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_iaf
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+
+class Step(tf.Module):
+    """Owns a network, and makes the step that it drives; `IAFPosterior` does the same for several steps."""
+
+    def __init__(self, network: Callable, transform='gated', inverse: str = 'auto', inverted: bool = False) -> None:
+        super().__init__(name='step')
+        self.network, self.transform, self.inverse, self.inverted = network, transform, inverse, inverted
+
+    @property
+    def networks(self) -> tuple[tfp_iaf.MaskedAutoregressiveNetwork, ...]:
+        """The masked networks, as of an `IAFPosterior`."""
+        return (self.network,) if isinstance(self.network, tfp_iaf.MaskedAutoregressiveNetwork) else ()
+
+    def bijector(self, context: tf.Tensor | None = None) -> tfb.Bijector:
+        step = tfp_iaf.InverseAutoregressiveFlow(
+            self.network, context=context, transform=self.transform, inverse=self.inverse
+        )
+        return tfb.Invert(step) if self.inverted else step
+
+
+class FunctionStep(Step):
+    """A step whose network is a plain function, with a variable that the function closes over."""
+
+    def __init__(self, dtype: tf.DType) -> None:
+        self.weight = tf.Variable([0.5, -0.7], dtype=dtype)
+
+        def network(x: tf.Tensor) -> tf.Tensor:
+            before = tf.cumsum(tf.tanh(x) + 0.3, axis=-1, exclusive=True)
+            return tf.stack([self.weight[0] * (before + 0.1), tf.sin(self.weight[1] * (before + 0.2))], axis=-1)
+
+        super().__init__(network, 'affine')
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(tfp_iaf.transforms.Transform):
+    """A transform of a user's own: one parameter per entry, and no change of volume."""
+
+    @property
+    def params(self) -> int:
+        return 1
+
+    def forward(self, x, params):
+        y = x + params[..., 0]
+        return y, tf.zeros_like(y)
+
+    def inverse(self, y, params):
+        x = y - params[..., 0]
+        return x, tf.zeros_like(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """A named flow.
+
+    Args:
+        name: Name of the flow, and of its tests.
+        make: Makes, in a dtype, the `tf.Module` that owns the variables; its `bijector(context)` is the flow.
+        event_size: D.
+        context_size: C, or `None`.
+        order: For a single step, its entries as they come.
+        transform: `'gated'` or `'affine'` where `reference` can say what the flow must give.
+        idle: Variables without effect, by name.
+    """
+
+    name: str
+    make: Callable[[tf.DType], tf.Module]
+    event_size: int
+    context_size: int | None = None
+    order: tuple[int, ...] | None = None
+    transform: str | None = None
+    idle: tuple[str, ...] = ()
+
+    def build(self, dtype: tf.DType = tf.float64) -> tf.Module:
+        """Makes the flow, away from its initialisation, where it is nearly the identity."""
+        owner = self.make(dtype)
+        perturb(owner)
+        return owner
+
+    def events(self, shape: Sequence[int] = (5,), dtype: tf.DType = tf.float64, seed: int = 1) -> tf.Tensor:
+        return normal([*shape, self.event_size], dtype, seed)
+
+    def contexts(self, shape: Sequence[int] = (5,), dtype: tf.DType = tf.float64, seed: int = 2) -> tf.Tensor | None:
+        return None if self.context_size is None else normal([*shape, self.context_size], dtype, seed)
+
+
+def normal(shape: Sequence[int], dtype: tf.DType = tf.float64, seed: int = 0) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def perturb(module: tf.Module, scale: float = 0.3, seed: int = 3) -> None:
+    rng = np.random.default_rng(seed)
+    for variable in module.trainable_variables:
+        variable.assign_add(tf.cast(scale * rng.standard_normal(variable.shape), variable.dtype))
+
+
+def masked_kernels(network: tfp_iaf.MaskedAutoregressiveNetwork) -> list[tuple[tf.Variable, np.ndarray]]:
+    """The kernel of each layer, and which of its weights the degrees permit."""
+    layers = tfp_iaf.masks.degrees(network.event_size, network.hidden_units, network.context_size is not None)
+    layers[-1] = np.repeat(layers[-1], network.params)
+    masks = [tfp_iaf.masks.mask(before, after) for before, after in itertools.pairwise(layers)]
+    kernels = [variable for variable in network.trainable_variables if variable.name.startswith('kernel_')]
+    return list(zip(kernels, masks, strict=True))
+
+
+def permitted(order: Sequence[int], strictly: bool = False) -> np.ndarray:
+    """Where, in the order, output i (row) may depend on input j (column)."""
+    rank = np.argsort(order)
+    return rank[:, None] > rank[None, :] if strictly else rank[:, None] >= rank[None, :]
+
+
+def jacobian(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> np.ndarray:
+    """For each row of `x` the derivatives of its outputs (rows) by its inputs (columns)."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y = function(x)
+    return tape.batch_jacobian(y, x, experimental_use_pfor=False).numpy()
+
+
+def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[tf.Module]:
+    """Keeps account of every call of a `MaskedAutoregressiveNetwork`."""
+    calls = []
+    call = tfp_iaf.MaskedAutoregressiveNetwork.__call__
+
+    def recorded(network, *args, **kwargs):
+        calls.append(network)
+        return call(network, *args, **kwargs)
+
+    monkeypatch.setattr(tfp_iaf.MaskedAutoregressiveNetwork, '__call__', recorded)
+    return calls
+
+
+class Counted:
+    """A network that counts its evaluations."""
+
+    def __init__(self, network: Callable) -> None:
+        self.network, self.calls = network, 0
+
+    def __call__(self, *args: tf.Tensor) -> tf.Tensor:
+        self.calls += 1
+        return self.network(*args)
+
+
+def count_ops(function: tf.types.experimental.ConcreteFunction, op_type: str) -> int:
+    """Counts the operations of a type in a graph, and in every function that it calls."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    return sum(node.op == op_type for node in nodes)
+
+
+@contextlib.contextmanager
+def raises(error: type[Exception], *parts: str) -> Iterator[None]:
+    """Expects an error whose message has all these parts: the argument, what came, what was expected."""
+    with pytest.raises(error) as caught:
+        yield
+    message = str(caught.value)
+    missing = [part for part in parts if part not in message]
+    assert not missing, f'{missing} not in the message: {message}'
+
+
+def _step(event_size: int, hidden_units: Sequence[int], transform='gated', inverse='auto', inverted=False, **kwargs):
+    def make(dtype: tf.DType) -> Step:
+        network = tfp_iaf.MaskedAutoregressiveNetwork(event_size, hidden_units, seed=7, dtype=dtype, **kwargs)
+        return Step(network, transform, inverse, inverted)
+
+    return make
+
+
+def _posterior(event_size: int, num_flows: int, hidden_units: Sequence[int], **kwargs):
+    def make(dtype: tf.DType) -> tfp_iaf.IAFPosterior:
+        return tfp_iaf.IAFPosterior(event_size, num_flows, hidden_units, seed=7, dtype=dtype, **kwargs)
+
+    return make
+
+
+def _random_order(event_size: int) -> tuple[int, ...]:
+    """The order that the seed of `_step` gives a network with order='random'."""
+    return tuple(tfp_iaf.MaskedAutoregressiveNetwork(event_size, (1,), order='random', seed=7).order.tolist())
+
+
+_ALL = (
+    Flow('gated', _step(3, (8,)), 3, order=(0, 1, 2), transform='gated'),
+    Flow('affine', _step(3, (8, 8), 'affine'), 3, order=(0, 1, 2), transform='affine'),
+    Flow('gated_context', _step(4, (9, 8), context_size=2), 4, 2, order=(0, 1, 2, 3), transform='gated'),
+    Flow(
+        'right_to_left',
+        _step(4, (8,), 'affine', context_size=2, order='right-to-left'),
+        4,
+        2,
+        order=(3, 2, 1, 0),
+        transform='affine',
+    ),
+    Flow(
+        'random_order',
+        _step(5, (9, 7), context_size=3, order='random'),
+        5,
+        3,
+        order=_random_order(5),
+        transform='gated',
+    ),
+    Flow('permutation', _step(4, (8, 8), 'affine', order=(2, 0, 3, 1)), 4, order=(2, 0, 3, 1), transform='affine'),
+    # The fewest hidden units that let every output see all that it may.
+    Flow('narrow', _step(4, (3, 3)), 4, order=(0, 1, 2, 3), transform='gated'),
+    Flow('narrow_context', _step(4, (4, 4), 'affine', context_size=2), 4, 2, order=(0, 1, 2, 3), transform='affine'),
+    # With one entry nothing comes before it: the first kernel has no weight that is permitted.
+    Flow(
+        'one_entry',
+        _step(1, (4,), 'affine', context_size=2),
+        1,
+        2,
+        order=(0,),
+        transform='affine',
+        idle=('kernel_0:0',),
+    ),
+    # So many entries that the inverse solves them in several blocks, the last one smaller than the others.
+    Flow(
+        'blocks',
+        _step(20, (26, 22), context_size=2, order='random'),
+        20,
+        2,
+        order=_random_order(20),
+        transform='gated',
+    ),
+    Flow(
+        'fixed_point',
+        _step(4, (8,), 'affine', 'fixed_point', context_size=2),
+        4,
+        2,
+        order=(0, 1, 2, 3),
+        transform='affine',
+    ),
+    Flow('inverted', _step(3, (8,), inverted=True, context_size=2), 3, 2, order=(0, 1, 2)),
+    Flow('own_transform', _step(3, (8,), Shift(), params=1, context_size=2), 3, 2, order=(0, 1, 2)),
+    Flow('function', FunctionStep, 3, order=(0, 1, 2)),
+    Flow('chain', _posterior(3, 3, (8, 8), context_size=2), 3, 2, transform='gated'),
+    Flow('chain_of_one', _posterior(3, 1, (8,), transform='affine'), 3, order=(0, 1, 2), transform='affine'),
+)
+FLOWS = {flow.name: flow for flow in _ALL}
+
+
+def _each(flows: Sequence[Flow]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize('flow', [pytest.param(flow, id=flow.name) for flow in flows])
+
+
+each_flow = _each(_ALL)
+each_step = _each([flow for flow in _ALL if flow.order is not None])
+each_conditional = _each([flow for flow in _ALL if flow.context_size is not None])
+# Those whose variables TFP can find: it cannot look into a function.
+_MASKED = [flow for flow in _ALL if flow.make(tf.float32).networks]
+each_masked = _each(_MASKED)
+each_masked_step = _each([flow for flow in _MASKED if flow.order is not None])
+each_of_the_paper = _each([flow for flow in _ALL if flow.transform is not None])
+each_dtype = pytest.mark.parametrize('dtype', [tf.float32, tf.float64], ids=lambda dtype: dtype.name)

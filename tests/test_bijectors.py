@@ -1,0 +1,430 @@
+"""The step as a citizen of TFP: context and keywords, TFP's own networks, one evaluation of the network, bad input."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.flows import Counted, Shift, count_ops, jacobian, normal, permitted, perturb, raises, tfb, tfd
+from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
+
+
+def network(event_size=3, hidden_units=(8,), **kwargs):
+    made = MaskedAutoregressiveNetwork(event_size, hidden_units, seed=0, **kwargs)
+    perturb(made)
+    return made
+
+
+def tfp_network(**kwargs):
+    made = tfb.AutoregressiveNetwork(params=2, event_shape=[3], hidden_units=[8], activation='elu', **kwargs)
+    # The variables come with the first call.
+    arguments = {'conditional_input': tf.zeros([1, 2])} if kwargs.get('conditional') else {}
+    made(tf.zeros([1, 3]), **arguments)
+    return made
+
+
+x3 = normal([5, 3], tf.float32, seed=1)
+context2 = normal([5, 2], tf.float32, seed=2)
+
+
+# Context
+
+
+def test_context_of_the_call_comes_before_that_of_the_step():
+    net = network(context_size=2)
+    other = normal([5, 2], tf.float32, seed=3)
+    expected = InverseAutoregressiveFlow(net, context=other).forward(x3)
+    step = InverseAutoregressiveFlow(net, context=context2)
+    np.testing.assert_array_equal(step.forward(x3, context=other), expected)
+    assert np.all(step.forward(x3) != expected)
+
+
+@pytest.mark.parametrize('method', ['forward', 'inverse', 'forward_log_det_jacobian', 'inverse_log_det_jacobian'])
+def test_conditional_input_is_another_name_of_context(method):
+    step = InverseAutoregressiveFlow(network(context_size=2))
+    expected = getattr(step, method)(x3, context=context2)
+    np.testing.assert_array_equal(getattr(step, method)(tf.identity(x3), conditional_input=context2), expected)
+
+
+@pytest.mark.parametrize('keyword', ['context', 'conditional_input'])
+def test_keywords_nested_by_name_in_a_chain(keyword):
+    net = network(context_size=2)
+    step = InverseAutoregressiveFlow(net, name='step')
+    chain = tfb.Chain([tfb.Scale(2.0), step, tfb.Shift(1.0)])
+    expected = 2.0 * step.forward(x3 + 1.0, context=context2)
+    y = chain.forward(x3, step={keyword: context2})
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    np.testing.assert_allclose(chain.inverse(tf.identity(y), step={keyword: context2}), x3, atol=1e-5)
+    log_det = chain.forward_log_det_jacobian(x3, step={keyword: context2})
+    np.testing.assert_allclose(
+        log_det, 3 * np.log(2.0) + step.forward_log_det_jacobian(x3 + 1.0, context=context2), rtol=1e-5
+    )
+
+
+def test_keywords_through_a_distribution():
+    net = network(context_size=2)
+    base = tfd.Sample(tfd.Normal(tf.zeros([5]), 1.0), 3)
+    q = tfd.TransformedDistribution(base, InverseAutoregressiveFlow(net, name='step'))
+    same = tfd.TransformedDistribution(base, InverseAutoregressiveFlow(net, context=context2))
+    keywords = {'bijector_kwargs': {'conditional_input': context2}}
+    np.testing.assert_allclose(q.log_prob(x3, **keywords), same.log_prob(tf.identity(x3)), rtol=1e-5)
+    z = q.sample(2, seed=1, **keywords)
+    np.testing.assert_allclose(q.log_prob(z, **keywords), same.log_prob(tf.identity(z)), rtol=1e-5)
+
+
+def test_context_of_the_step_gives_the_batch_shape():
+    step = InverseAutoregressiveFlow(network(context_size=2), context=tf.zeros([7, 5, 2]))
+    assert step.experimental_batch_shape() == [7, 5]
+    assert InverseAutoregressiveFlow(network()).experimental_batch_shape() == []
+
+
+def test_context_as_a_variable_is_tracked_and_trained():
+    context = tf.Variable(context2)
+    step = InverseAutoregressiveFlow(network(context_size=2), context=context)
+    assert any(variable is context for variable in step.trainable_variables)
+    with tf.GradientTape() as tape:
+        y = step.forward(x3)
+    assert np.all(tape.gradient(y, context) != 0)
+
+
+# TFP's services
+
+
+def test_properties():
+    net = network(context_size=2)
+    step = InverseAutoregressiveFlow(net, context=context2, transform=transforms.Affine(2.0), name='mine')
+    assert step.network is net
+    assert step.transform == transforms.Affine(2.0)
+    assert step.context is context2
+    assert step.name == 'mine'
+    assert step.dtype == tf.float32
+    assert (step.forward_min_event_ndims, step.inverse_min_event_ndims) == (1, 1)
+
+
+def test_copy_with_another_argument():
+    step = InverseAutoregressiveFlow(network(), transform='affine', name='step')
+    copied = step.copy(validate_args=True)
+    assert copied.validate_args and not step.validate_args
+    assert (copied.network, copied.transform, copied.name) == (step.network, step.transform, 'step')
+    np.testing.assert_array_equal(copied.forward(x3), step.forward(x3))
+
+
+def test_equality_follows_network_context_and_transform():
+    net = network(context_size=2)
+
+    def step(**kwargs):
+        return InverseAutoregressiveFlow(**{'network': net, 'context': context2, **kwargs})
+
+    assert step() == step() and hash(step()) == hash(step())
+    assert step() != step(network=network(context_size=2))
+    assert step() != step(transform='affine')
+    assert step() != step(transform=transforms.Gated(1.0))
+    assert step() != step(context=context2 + 1.0)
+
+
+def test_shapes_are_inferred():
+    step = InverseAutoregressiveFlow(network())
+    assert step.forward_event_shape([3]) == [3]
+    assert step.inverse_event_shape([3]) == [3]
+    assert step.forward_event_shape_tensor([3]).numpy().tolist() == [3]
+
+
+def test_log_det_sums_over_further_event_dimensions():
+    step = InverseAutoregressiveFlow(network())
+    per_row = step.forward_log_det_jacobian(x3)
+    np.testing.assert_allclose(step.forward_log_det_jacobian(tf.identity(x3), event_ndims=2), tf.reduce_sum(per_row))
+
+
+def test_name_stays_when_a_step_is_made_again_in_a_graph():
+    """Keywords of a Chain are nested by name; TFP's own bijectors become name_1."""
+    names = []
+
+    @tf.function
+    def apply(x):
+        for _ in range(2):
+            step = InverseAutoregressiveFlow(network_, name='step')
+            names.append(step.name)
+            x = tfb.Chain([step]).forward(x, step={'context': tf.ones([2])})
+        return x
+
+    network_ = network(context_size=2)
+    apply(x3)
+    assert names == ['step', 'step']
+
+
+def test_numpy_and_lists_take_the_networks_dtype():
+    step = InverseAutoregressiveFlow(network())
+    expected = step.forward(tf.constant([[1.0, 2.0, 3.0]]))
+    np.testing.assert_array_equal(step.forward(np.array([[1.0, 2.0, 3.0]])), expected)
+    np.testing.assert_array_equal(step.forward([[1, 2, 3]]), expected)
+
+
+def test_unknown_shapes():
+    step = InverseAutoregressiveFlow(network(context_size=2))
+    signature = [tf.TensorSpec(None), tf.TensorSpec(None)]
+
+    @tf.function(input_signature=signature)
+    def both(x, context):
+        return step.forward(x, context=context), step.inverse(x, context=context)
+
+    for actual, expected in zip(
+        both(x3, context2), (step.forward(x3, context=context2), step.inverse(x3, context=context2)), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+# TFP's networks
+
+
+@pytest.mark.parametrize('order', ['left-to-right', 'right-to-left'])
+def test_network_of_tfp(order):
+    net = tfp_network(input_order=order)
+    step = InverseAutoregressiveFlow(net, transform='affine')
+    derivatives = jacobian(step.forward, x3)
+    entries = [0, 1, 2] if order == 'left-to-right' else [2, 1, 0]
+    assert np.all(derivatives[:, ~permitted(entries)] == 0)
+    assert np.all(derivatives[:, permitted(entries)] != 0)
+    np.testing.assert_allclose(
+        step.forward_log_det_jacobian(tf.identity(x3)), np.linalg.slogdet(derivatives)[1], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(step.inverse(tf.identity(step.forward(x3))), x3, atol=1e-5)
+
+
+def test_network_of_tfp_equals_tfps_own_flow():
+    """With the transform that `MaskedAutoregressiveFlow` has, up to the bound on the log-scale."""
+    net = tfp_network(conditional=True, conditional_event_shape=[2])
+    step = InverseAutoregressiveFlow(net, transform=transforms.Affine(max_log_scale=1e4))
+    theirs = tfb.Invert(tfb.MaskedAutoregressiveFlow(lambda y, **keywords: _inverted(net(y, **keywords))))
+    y = step.forward(x3, conditional_input=context2)
+    np.testing.assert_allclose(
+        step.forward_log_det_jacobian(x3, conditional_input=context2),
+        theirs.forward_log_det_jacobian(x3, conditional_input=context2),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(theirs.forward(x3, conditional_input=context2), y, rtol=1e-4, atol=1e-5)
+
+
+def _inverted(params):
+    """Their inverse, (x - shift) * exp(-log_scale), as our forward, x * exp(a) + m."""
+    m, a = tf.unstack(params, axis=-1)
+    return tf.stack([-m * tf.exp(-a), -a], axis=-1)
+
+
+def test_variables_of_a_tfp_network_are_visible_and_get_gradients():
+    net = tfp_network(conditional=True, conditional_event_shape=[2])
+    q = tfd.TransformedDistribution(
+        tfd.Sample(tfd.Normal(tf.zeros([5]), 1.0), 3), InverseAutoregressiveFlow(net, context=context2)
+    )
+    assert {id(v) for v in q.trainable_variables} == {id(v) for v in net.trainable_variables}
+    with tf.GradientTape() as tape:
+        log_prob = q.log_prob(x3)
+    for gradient in tape.gradient(log_prob, net.trainable_variables):
+        assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
+# One evaluation of the network
+
+
+def test_forward_and_log_det_take_one_evaluation():
+    net = Counted(network())
+    step = InverseAutoregressiveFlow(net)
+    y = step.forward(x3)
+    step.forward_log_det_jacobian(x3)
+    step.inverse(y)
+    step.inverse_log_det_jacobian(y)
+    assert net.calls == 1
+
+
+def test_log_det_before_forward_takes_one_evaluation_in_a_graph():
+    """Eagerly the value that came with the log-det is gone before it is asked for: TFP's cache holds it weakly."""
+    net = Counted(network())
+    step = InverseAutoregressiveFlow(net)
+
+    @tf.function(autograph=False)
+    def both(x):
+        return step.forward_log_det_jacobian(x), step.forward(x)
+
+    both.get_concrete_function(x3)
+    assert net.calls == 1
+
+
+def test_log_det_after_inverse_takes_no_further_evaluation():
+    net = Counted(network())
+    step = InverseAutoregressiveFlow(net)
+    x = step.inverse(x3)
+    calls = net.calls
+    step.inverse_log_det_jacobian(x3)
+    step.forward(x)
+    step.forward_log_det_jacobian(x)
+    assert net.calls == calls
+
+
+def test_another_context_is_another_evaluation():
+    net = Counted(network(context_size=2))
+    step = InverseAutoregressiveFlow(net)
+    first = step.forward(x3, context=context2)
+    second = step.forward(x3, context=context2 + 1.0)
+    assert net.calls == 2
+    assert np.all(first != second)
+
+
+def test_inverted_step_takes_one_evaluation_for_density_estimation():
+    """The fast direction of `tfb.Invert` is its inverse: what a density model is trained with."""
+    net = Counted(network())
+    q = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 3), tfb.Invert(InverseAutoregressiveFlow(net)))
+    q.log_prob(x3)
+    assert net.calls == 1
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_value_at_the_same_tensor_follows_an_assignment(direction):
+    """TFP caches by tensor; a variable that changes must not leave the old value behind."""
+    net = network()
+    step = InverseAutoregressiveFlow(net)
+    before = getattr(step, direction)(x3)
+    perturb(net)
+    after = getattr(step, direction)(x3)
+    np.testing.assert_array_equal(after, getattr(step, direction)(tf.identity(x3)))
+    assert np.any(after != before)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_value_known_from_outside_of_a_tape_still_has_gradients(direction):
+    net = network()
+    step = InverseAutoregressiveFlow(net)
+    kept = getattr(step, direction)(x3)
+    with tf.GradientTape() as tape:
+        tape.watch(x3)
+        value = getattr(step, direction)(x3)
+    np.testing.assert_array_equal(value, kept)
+    assert all(np.any(gradient != 0) for gradient in tape.gradient(value, [x3, *net.trainable_variables]))
+
+
+# Plain functions and transforms of a user's own
+
+
+def test_plain_function():
+    def shift_by_the_sum_before(x):
+        before = tf.cumsum(x, axis=-1, exclusive=True)
+        return tf.stack([before, tf.zeros_like(x)], axis=-1)
+
+    step = InverseAutoregressiveFlow(shift_by_the_sum_before, transform='affine')
+    y = step.forward(tf.constant([1.0, 2.0, 4.0]))
+    assert y.numpy().tolist() == [1.0, 3.0, 7.0]
+    assert step.inverse(tf.identity(y)).numpy().tolist() == [1.0, 2.0, 4.0]
+    assert step.forward_log_det_jacobian(tf.constant([1.0, 2.0, 4.0])) == 0.0
+
+
+def test_transform_of_ones_own_with_one_parameter():
+    step = InverseAutoregressiveFlow(network(params=1), transform=Shift())
+    y = step.forward(x3)
+    np.testing.assert_allclose(y, x3 + network(params=1)(x3)[..., 0], rtol=1e-6)
+    assert step.forward_log_det_jacobian(x3).numpy().tolist() == [0.0] * 5
+
+
+# Bad input
+
+
+@pytest.mark.parametrize('net', [None, 3, 'made', tf.zeros([2])], ids=['none', 'int', 'str', 'tensor'])
+def test_network_that_is_no_callable(net):
+    with raises(TypeError, 'network', 'callable', 'MaskedAutoregressiveNetwork'):
+        InverseAutoregressiveFlow(net)
+
+
+def test_unknown_transform():
+    with raises(ValueError, 'transform', "'spline'", "'gated'", "'affine'"):
+        InverseAutoregressiveFlow(network(), transform='spline')
+
+
+def test_unknown_method_of_the_inverse():
+    with raises(ValueError, 'inverse', "'newton'", "'auto'", "'blockwise'", "'fixed_point'"):
+        InverseAutoregressiveFlow(network(), inverse='newton')
+
+
+def test_blocks_need_a_network_with_sorted_degrees():
+    with raises(ValueError, 'inverse', "'blockwise'", "'fixed_point'", 'MaskedAutoregressiveNetwork'):
+        InverseAutoregressiveFlow(lambda x: tf.stack([x, x], axis=-1), inverse='blockwise')
+
+
+@pytest.mark.parametrize('params', [1, 3])
+def test_network_with_another_number_of_parameters(params):
+    with raises(ValueError, 'network', f'{params} parameters', 'expected 2', 'params=2'):
+        InverseAutoregressiveFlow(network(params=params))
+
+
+def test_network_of_tfp_with_another_number_of_parameters():
+    with raises(ValueError, 'network', '3 parameters', 'expected 2', 'params=2'):
+        InverseAutoregressiveFlow(tfb.AutoregressiveNetwork(params=3, event_shape=[3]))
+
+
+def test_function_that_returns_another_number_of_parameters():
+    step = InverseAutoregressiveFlow(lambda x: tf.zeros([*x.shape, 3]))
+    with raises(ValueError, 'network', '(5, 3, 3)', 'expected [..., 3, 2]'):
+        step.forward(x3)
+
+
+def test_context_given_twice():
+    step = InverseAutoregressiveFlow(network(context_size=2))
+    with raises(ValueError, 'context', 'twice', 'conditional_input', 'one of them'):
+        step.forward(x3, context=context2, conditional_input=context2)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_missing_context(direction):
+    step = InverseAutoregressiveFlow(network(context_size=2))
+    with raises(ValueError, 'context', 'None', '[..., 2]', 'Pass context='):
+        getattr(step, direction)(x3)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_unexpected_context(direction):
+    with raises(ValueError, 'context', 'Pass context_size'):
+        getattr(InverseAutoregressiveFlow(network(), context=context2), direction)(x3)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_context_of_another_size(direction):
+    step = InverseAutoregressiveFlow(network(context_size=2), context=tf.zeros([5, 4]))
+    with raises(ValueError, 'context', '(5, 4)', '[..., 2]'):
+        getattr(step, direction)(x3)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_event_of_another_size(direction):
+    with raises(ValueError, '(5, 4)', '[..., 3]'):
+        getattr(InverseAutoregressiveFlow(network()), direction)(tf.zeros([5, 4]))
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_context_of_another_dtype(direction):
+    step = InverseAutoregressiveFlow(network(context_size=2), context=tf.cast(context2, tf.float64))
+    with raises(TypeError, 'context', 'float64', 'expected float32', 'Cast'):
+        getattr(step, direction)(x3)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_event_of_another_dtype(direction):
+    """TFP's message, since it converts the input before the step sees it."""
+    with raises(ValueError, 'dtype float32', 'dtype float64'):
+        getattr(InverseAutoregressiveFlow(network()), direction)(tf.zeros([5, 3], tf.float64))
+
+
+def test_unknown_keyword():
+    with pytest.raises(TypeError, match='contxt'):
+        InverseAutoregressiveFlow(network()).forward(x3, contxt=context2)
+
+
+def test_graph_has_one_network(network_calls):
+    """Sampling with its density, as an estimator of evidence does: in the graph, with the gradient, and for XLA."""
+    net = network(hidden_units=(8, 8))
+
+    def objective():
+        base = tfd.Sample(tfd.Normal(tf.zeros([5]), 1.0), 3)
+        q = tfd.TransformedDistribution(base, InverseAutoregressiveFlow(net))
+        z = q.sample(seed=1)
+        return tf.reduce_sum(z**2) + tf.reduce_sum(q.log_prob(z))
+
+    graph = tf.function(objective).get_concrete_function()
+    assert network_calls == [net]
+    assert count_ops(graph, 'MatMul') == 3
+    assert count_ops(graph, 'While') + count_ops(graph, 'StatelessWhile') == 0

@@ -1,0 +1,190 @@
+"""Solving y = f(x): exact in at most D sweeps for whatever is autoregressive, NaN for what is not."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.flows import Counted, each_dtype, jacobian, normal, raises
+from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
+
+
+def affine_step(shift, log_scale=tf.zeros_like, **kwargs):
+    """A step of plain functions of the entry before, so that what comes first is far from what comes last."""
+
+    def network(x):
+        before = tf.concat([tf.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
+        return tf.stack([shift(before), log_scale(before)], axis=-1)
+
+    return InverseAutoregressiveFlow(Counted(network), transform='affine', **kwargs)
+
+
+def assert_inverts(step, x, **tolerance):
+    y = step.forward(x)
+    np.testing.assert_allclose(step.inverse(tf.identity(y)), x, **tolerance)
+
+
+@each_dtype
+def test_needs_no_contraction(dtype):
+    """Every sweep makes one more entry exact, while the entries after it are still far away."""
+    step = affine_step(lambda before: 1.5 * before)
+    assert_inverts(step, normal([10, 12], dtype), rtol=0, atol=1e-4 if dtype == tf.float32 else 1e-12)
+
+
+def test_transients_that_explode_do_no_harm():
+    step = affine_step(lambda before: before**3, lambda before: 4.0 * tf.tanh(before))
+    x = 0.5 * normal([50, 12])
+    transients = x
+    for _ in range(5):
+        transients = step.forward(transients)
+    assert np.abs(transients).max() > 1e10
+    assert_inverts(step, x, rtol=1e-6, atol=1e-6)
+
+
+def test_transients_that_overflow_do_no_harm():
+    step = affine_step(lambda before: tf.exp(200.0 * before) + 5.0)
+    x = -tf.ones([1, 8], tf.float64)
+    assert np.any(np.isinf(step.forward(step.forward(x)))), 'the first sweep, which starts from y, must overflow'
+    assert_inverts(step, x, rtol=1e-12)
+
+
+def test_takes_at_most_one_pass_more_than_there_are_entries():
+    step = affine_step(lambda before: 5.0 * tf.sin(3.0 * before))
+    y = step.forward(normal([10, 20]))
+    step.network.calls = 0
+    step.inverse(tf.identity(y))
+    assert step.network.calls <= 21
+
+
+def test_ends_early_where_the_step_contracts():
+    step = affine_step(lambda before: 0.01 * tf.sin(before))
+    y = step.forward(normal([10, 200]))
+    step.network.calls = 0
+    x = tf.identity(y)
+    step.inverse(x), step.inverse_log_det_jacobian(x)
+    assert step.network.calls <= 12
+
+
+def test_number_of_passes_does_not_grow_in_a_graph():
+    """One for the sweeps, however many they are, and one for the check, the log-det and the gradient."""
+    step = affine_step(lambda before: 0.01 * tf.sin(before))
+
+    @tf.function
+    def gradient(y):
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            total = tf.reduce_sum(step.inverse(y)) + tf.reduce_sum(step.inverse_log_det_jacobian(y))
+        return tape.gradient(total, y)
+
+    gradient(normal([10, 200]))
+    assert step.network.calls <= 3
+
+
+def test_one_event_alone():
+    assert_inverts(affine_step(tf.sin), normal([6]), rtol=1e-12)
+
+
+def test_gradient_of_a_step_that_expands_equals_the_inverse_of_the_jacobian():
+    step = affine_step(lambda before: 5.0 * tf.sin(3.0 * before), lambda before: tf.cos(2.0 * before))
+    x = normal([4, 5])
+    y = step.forward(x)
+    expected = np.linalg.inv(jacobian(step.forward, tf.identity(x)))
+    np.testing.assert_allclose(jacobian(step.inverse, tf.identity(y)), expected, rtol=1e-6, atol=1e-6 * expected.max())
+
+
+def test_gradient_reaches_what_a_function_closes_over():
+    weight = tf.Variable(0.7, dtype=tf.float64)
+    step = affine_step(lambda before: weight * before)
+    y = tf.constant([1.0, 2.0, 3.0], tf.float64)
+    with tf.GradientTape() as tape:
+        last = step.inverse(y)[2]
+    # x_2 = y_2 - w y_1 + w^2 y_0
+    np.testing.assert_allclose(tape.gradient(last, weight), -2.0 + 2 * 0.7 * 1.0, rtol=1e-12)
+
+
+def test_batch_jacobian_is_vectorized():
+    step = InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64))
+    x = normal([4, 3])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = step.inverse(x)
+    np.testing.assert_allclose(tape.batch_jacobian(y, x), jacobian(step.inverse, tf.identity(x)), rtol=1e-10)
+
+
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
+def test_second_derivative_is_refused(make, in_function):
+    """A wrong one, from what does not differentiate the solution, would go unnoticed."""
+    step, y = make(), normal([4, 3])
+
+    def second():
+        with tf.GradientTape() as outer:
+            outer.watch(y)
+            with tf.GradientTape() as inner:
+                inner.watch(y)
+                x = step.inverse(tf.identity(y))
+            first = inner.gradient(x, y)
+        return outer.gradient(first, y)
+
+    with raises(NotImplementedError, 'inverse', 'first derivatives only', 'forward'):
+        (tf.function(second, autograph=False) if in_function else second)()
+
+
+def test_second_derivative_of_the_forward_direction():
+    step, x = _masked_step(), normal([4, 3])
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            total = tf.reduce_sum(step.forward(tf.identity(x)) ** 2)
+        first = inner.gradient(total, x)
+    assert np.all(np.isfinite(outer.gradient(first, x)))
+
+
+def _masked_step():
+    return InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64))
+
+
+# Its first entry depends on the last one, so that sweeps go round in circles.
+def _circular(x):
+    return tf.stack([3.0 * tf.roll(x, 1, axis=-1), tf.zeros_like(x)], axis=-1)
+
+
+@each_dtype
+def test_network_that_is_not_autoregressive_gives_nan(dtype):
+    step = InverseAutoregressiveFlow(_circular, transform='affine')
+    y = normal([4, 3], dtype)
+    assert np.all(np.isnan(step.inverse(y)))
+    assert np.all(np.isnan(step.inverse_log_det_jacobian(y)))
+
+
+def test_validate_args_makes_it_an_error():
+    step = InverseAutoregressiveFlow(_circular, transform='affine', validate_args=True, name='circular')
+    with raises(tf.errors.InvalidArgumentError, 'circular', 'inverse', 'autoregressive'):
+        step.inverse(normal([4, 3]))
+    with raises(tf.errors.InvalidArgumentError, 'circular', 'inverse', 'autoregressive'):
+        tf.function(step.inverse)(normal([4, 3]))
+
+
+def test_validate_args_lets_good_networks_pass():
+    net = MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64)
+    step = InverseAutoregressiveFlow(net, validate_args=True)
+    assert_inverts(step, normal([4, 3]), rtol=1e-12)
+
+
+def test_validate_args_reports_nan():
+    net = MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64)
+    step = InverseAutoregressiveFlow(net, validate_args=True)
+    with raises(tf.errors.InvalidArgumentError, 'inverse', 'finite'):
+        step.inverse(tf.constant([[0.0, np.nan, 0.0]], tf.float64))
+
+
+@pytest.mark.parametrize('transform', [transforms.Gated(), transforms.Affine()], ids=str)
+@pytest.mark.parametrize('magnitude', [1e10, 1e30, 1e38])
+def test_far_away_points_give_a_preimage_or_nan(transform, magnitude):
+    net = MaskedAutoregressiveNetwork(4, (16,), seed=0)
+    step = InverseAutoregressiveFlow(net, transform=transform)
+    y = magnitude * normal([20, 4], tf.float32)
+    x = step.inverse(y)
+    image = step.forward(tf.identity(x)).numpy()
+    found = np.isfinite(x).all(axis=-1)
+    np.testing.assert_allclose(image[found], y.numpy()[found], rtol=1e-3, atol=1e-3 * magnitude)

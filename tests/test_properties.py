@@ -1,0 +1,398 @@
+"""What holds for every flow of the registry, whatever it is made of."""
+
+import copy
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tests import reference
+from tests.flows import (
+    FLOWS,
+    each_conditional,
+    each_dtype,
+    each_flow,
+    each_masked,
+    each_masked_step,
+    each_of_the_paper,
+    each_step,
+    jacobian,
+    masked_kernels,
+    normal,
+    permitted,
+    perturb,
+)
+
+DIRECTIONS = {'forward': 'forward_log_det_jacobian', 'inverse': 'inverse_log_det_jacobian'}
+
+each_direction = pytest.mark.parametrize('direction', DIRECTIONS)
+
+
+def value_and_log_det(bijector, direction, x):
+    return getattr(bijector, direction)(x), getattr(bijector, DIRECTIONS[direction])(x)
+
+
+def standard_normal_log_prob(bijector, y):
+    """The log-density at y of standard normal noise sent through the flow."""
+    x = bijector.inverse(y)
+    noise = tfp.distributions.Normal(tf.zeros([], y.dtype), 1.0)
+    return tf.reduce_sum(noise.log_prob(x), axis=-1) + bijector.inverse_log_det_jacobian(y)
+
+
+def assert_all_close(actual, expected, **tolerance):
+    for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+# Jacobians
+
+
+@each_step
+@each_direction
+def test_jacobian_is_triangular_in_the_order_without_a_zero(flow, direction):
+    bijector = flow.build().bijector(flow.contexts())
+    derivatives = jacobian(getattr(bijector, direction), flow.events())
+    allowed = np.broadcast_to(permitted(flow.order), derivatives.shape)
+    assert np.all(derivatives[~allowed] == 0.0)
+    assert np.all(derivatives[allowed] != 0.0)
+
+
+@each_conditional
+@each_direction
+def test_context_reaches_every_output(flow, direction):
+    owner, x = flow.build(), flow.events()
+    derivatives = jacobian(lambda context: getattr(owner.bijector(context), direction)(x), flow.contexts())
+    assert np.all(derivatives != 0.0)
+
+
+@each_flow
+@each_direction
+def test_log_det_is_that_of_the_jacobian(flow, direction):
+    bijector, x = flow.build().bijector(flow.contexts()), flow.events()
+    sign, log_det = np.linalg.slogdet(jacobian(getattr(bijector, direction), x))
+    assert np.all(sign == 1)
+    np.testing.assert_allclose(getattr(bijector, DIRECTIONS[direction])(x), log_det, rtol=1e-10, atol=1e-10)
+
+
+@each_masked_step
+@pytest.mark.parametrize(('method', 'forbidden'), [('assign', 1.0), ('assign_sub', 1.0), ('assign', np.nan)])
+def test_overwritten_kernels_leave_the_jacobian_triangular(flow, method, forbidden):
+    owner = flow.build()
+    (network,) = owner.networks
+    for kernel, mask in masked_kernels(network):
+        value = tf.where(mask, tf.ones_like(kernel), tf.constant(forbidden, kernel.dtype))
+        getattr(kernel, method)(value if method == 'assign' else kernel - value)
+    context = None if flow.context_size is None else 0.1 * flow.contexts()
+    bijector, x = owner.bijector(context), 0.1 * flow.events()
+    for direction, log_det_of in DIRECTIONS.items():
+        derivatives = jacobian(getattr(bijector, direction), tf.identity(x))
+        assert np.all(np.isfinite(derivatives))
+        assert np.all(derivatives[:, ~permitted(flow.order)] == 0.0)
+        log_det = np.sum(np.log(np.diagonal(derivatives, axis1=1, axis2=2)), axis=-1)
+        np.testing.assert_allclose(getattr(bijector, log_det_of)(tf.identity(x)), log_det, rtol=1e-6, atol=1e-6)
+
+
+# Values
+
+
+def _reference(flow, owner, x, context):
+    transform = {'gated': reference.gated, 'affine': reference.affine}[flow.transform]
+    layers = [(reference.weights_of(network), network.order, network.params) for network in owner.networks]
+    rows = [
+        reference.chain(layers, transform, row.numpy(), None if context is None else context[i].numpy())
+        for i, row in enumerate(x)
+    ]
+    return [np.stack(values) for values in zip(*rows, strict=True)]
+
+
+@each_of_the_paper
+def test_value_and_log_det_equal_the_papers_equations(flow):
+    owner, x, context = flow.build(), flow.events(), flow.contexts()
+    expected = _reference(flow, owner, x, context)
+    actual = value_and_log_det(owner.bijector(context), 'forward', x)
+    assert_all_close(actual, expected, rtol=1e-11, atol=1e-11)
+
+
+@each_flow
+@each_direction
+@each_dtype
+def test_round_trip(flow, direction, dtype):
+    bijector = flow.build(dtype).bijector(flow.contexts([200], dtype))
+    back = 'inverse' if direction == 'forward' else 'forward'
+    x = flow.events([200], dtype)
+    y, log_det = value_and_log_det(bijector, direction, x)
+    # A new tensor, which TFP's cache does not know.
+    x_again, log_det_again = value_and_log_det(bijector, back, tf.identity(y))
+    tolerance = 1e-4 if dtype == tf.float32 else 1e-12
+    assert y.dtype == log_det.dtype == x_again.dtype == log_det_again.dtype == dtype
+    np.testing.assert_allclose(x_again, x, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(log_det_again, -log_det, rtol=tolerance, atol=tolerance)
+
+
+@each_flow
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(st.floats(-4, 4), st.integers(0, 1000))
+def test_inverse_is_a_preimage_at_every_magnitude(flow, exponent, seed):
+    bijector = flow.build().bijector(flow.contexts())
+    # From the inputs on, since not every y of that size has a preimage among the floating-point numbers.
+    y = bijector.forward(10.0**exponent * flow.events(seed=seed))
+    image = bijector.forward(tf.identity(bijector.inverse(tf.identity(y))))
+    lost = np.any(np.isnan(image), axis=-1)
+    scale = 1 + np.max(np.abs(y), axis=-1, keepdims=True)
+    assert np.all(np.abs(image - y)[~lost] <= 1e-7 * np.broadcast_to(scale, y.shape)[~lost])
+    assert exponent > 0.5 or not np.any(lost)
+
+
+# Gradients
+
+
+@each_flow
+def test_sampling_gives_every_variable_and_the_context_a_gradient(flow):
+    owner, x, context = flow.build(), flow.events(), flow.contexts()
+    with tf.GradientTape() as tape:
+        tape.watch([x, context] if context is not None else x)
+        y, log_det = value_and_log_det(owner.bijector(context), 'forward', x)
+        total = tf.reduce_sum(y * normal(y.shape)) + tf.reduce_sum(log_det)
+    _assert_gradients(tape, total, flow, owner, x, context)
+
+
+@each_flow
+def test_log_prob_of_a_fresh_point_gives_every_variable_and_the_context_a_gradient(flow):
+    owner, y, context = flow.build(), flow.events(), flow.contexts()
+    with tf.GradientTape() as tape:
+        tape.watch([y, context] if context is not None else y)
+        total = tf.reduce_sum(standard_normal_log_prob(owner.bijector(context), y))
+    _assert_gradients(tape, total, flow, owner, y, context)
+
+
+def _assert_gradients(tape, total, flow, owner, x, context):
+    sources = {'event': x, 'context': context} if context is not None else {'event': x}
+    sources.update({f'{i} {v.name}': v for i, v in enumerate(owner.trainable_variables) if v.name not in flow.idle})
+    for name, gradient in tape.gradient(total, sources).items():
+        assert gradient is not None, name
+        assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), name
+
+
+@each_flow
+@each_direction
+def test_gradients_equal_finite_differences(flow, direction):
+    """Through the inverse they come from the implicit function theorem, so that autodiff is no check on them."""
+    owner, x, context = flow.build(), tf.Variable(flow.events([2, 3])), flow.contexts([3])
+    sources = [x, *owner.trainable_variables]
+    if context is not None:
+        context = tf.Variable(context)
+        sources.append(context)
+    weights = normal([2, 3, flow.event_size], seed=8), normal([2, 3], seed=9)
+
+    def objective():
+        bijector = owner.bijector(None if context is None else tf.identity(context))
+        value, log_det = value_and_log_det(bijector, direction, tf.identity(x))
+        return tf.reduce_sum(value * weights[0]) + tf.reduce_sum(log_det * weights[1])
+
+    with tf.GradientTape() as tape:
+        total = objective()
+    for i, (source, gradient) in enumerate(zip(sources, tape.gradient(total, sources), strict=True)):
+        along, step = normal(source.shape, seed=20 + i), 1e-5
+        source.assign_add(step * along)
+        above = objective()
+        source.assign_sub(2 * step * along)
+        below = objective()
+        source.assign_add(step * along)
+        expected = (above - below) / (2 * step)
+        np.testing.assert_allclose(tf.reduce_sum(gradient * along), expected, rtol=1e-6, atol=1e-7, err_msg=source.name)
+
+
+@each_flow
+@pytest.mark.parametrize('scale', [1e-10, 1e10])
+def test_gradients_of_log_prob_scale_with_the_objective(flow, scale):
+    """The mean over a large batch is a small multiple, a loss scale a large one; no tolerance may be absolute."""
+    owner, y, context = flow.build(tf.float32), flow.events(dtype=tf.float32), flow.contexts(dtype=tf.float32)
+
+    def gradients(scale):
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            total = scale * tf.reduce_sum(standard_normal_log_prob(owner.bijector(context), tf.identity(y)))
+        return [gradient / scale for gradient in tape.gradient(total, [y, *owner.trainable_variables])]
+
+    assert_all_close(gradients(scale), gradients(1.0), rtol=1e-4, atol=1e-5)
+
+
+# Eager execution, graphs, XLA
+
+
+def compiled_equals_eager(flow, jit_compile, batches):
+    """Compares values, log-dets and gradients of both directions, with an unknown batch size."""
+    owner = flow.build()
+
+    def everything(x, context=None):
+        results = []
+        for direction in DIRECTIONS:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value, log_det = value_and_log_det(owner.bijector(context), direction, tf.identity(x))
+                total = tf.reduce_sum(tf.sin(value)) + tf.reduce_sum(log_det)
+            variables = [v for v in owner.trainable_variables if v.name not in flow.idle]
+            results.append([value, log_det, tape.gradient(total, [x, *variables])])
+        return results
+
+    sizes = [size for size in (flow.event_size, flow.context_size) if size is not None]
+    signature = [tf.TensorSpec([None, size], tf.float64) for size in sizes]
+    compiled = tf.function(everything, input_signature=signature, jit_compile=jit_compile)
+    for batch in batches:
+        inputs = [flow.events([batch]), flow.contexts([batch])][: len(sizes)]
+        assert_all_close(compiled(*inputs), everything(*inputs), rtol=1e-10, atol=1e-10)
+
+
+@each_flow
+def test_xla_equals_eager(flow):
+    compiled_equals_eager(flow, jit_compile=True, batches=[4])
+
+
+@pytest.mark.parametrize('name', ['function', 'blocks', 'inverted', 'chain'])
+def test_graph_equals_eager(name):
+    """Of the others, the test of the SavedModel compares the values."""
+    compiled_equals_eager(FLOWS[name], jit_compile=False, batches=[1, 4])
+
+
+@pytest.mark.parametrize('name', ['gated', 'chain', 'function', 'fixed_point'])
+@each_direction
+def test_persistent_tape_under_xla(name, direction):
+    """Two losses from one tape: TensorFlow then records every loop, which XLA refuses without a bound on its passes."""
+    flow = FLOWS[name]
+    owner, x, context = flow.build(), flow.events(), flow.contexts()
+
+    def gradients():
+        with tf.GradientTape(persistent=True) as tape:
+            value, log_det = value_and_log_det(owner.bijector(context), direction, tf.identity(x))
+        return [tape.gradient(loss, owner.trainable_variables) for loss in (value, log_det)]
+
+    assert_all_close(tf.function(gradients, jit_compile=True)(), gradients(), rtol=1e-10, atol=1e-10)
+
+
+# Shapes
+
+
+@each_flow
+@pytest.mark.parametrize(
+    ('sample_shape', 'batch_shape'), [((2,), ()), ((2, 3), ()), ((), (2,)), ((2,), (2,)), ((2, 3), (2,))], ids=str
+)
+def test_every_element_of_a_sample_equals_its_row_alone(flow, sample_shape, batch_shape):
+    owner, x, context = flow.build(), flow.events(sample_shape + batch_shape), flow.contexts(batch_shape)
+    for direction in DIRECTIONS:
+        values, log_dets = value_and_log_det(owner.bijector(context), direction, x)
+        assert values.shape == x.shape
+        assert log_dets.shape == x.shape[:-1]
+        for index in np.ndindex(*sample_shape, *batch_shape):
+            own_context = None if context is None else context[index[len(sample_shape) :]]
+            row = value_and_log_det(owner.bijector(own_context), direction, tf.identity(x[index]))
+            assert_all_close([values[index], log_dets[index]], row, rtol=1e-11, atol=1e-11)
+
+
+@each_conditional
+@each_direction
+def test_one_event_takes_the_batch_of_its_context(flow, direction):
+    owner, x, context = flow.build(), flow.events([]), flow.contexts([3])
+    values, log_dets = value_and_log_det(owner.bijector(context), direction, x)
+    for i in range(3):
+        row = value_and_log_det(owner.bijector(context[i]), direction, tf.identity(x))
+        assert_all_close([values[i], tf.broadcast_to(log_dets, [3])[i]], row, rtol=1e-11, atol=1e-11)
+
+
+@each_flow
+def test_empty_batch(flow):
+    bijector = flow.build().bijector(flow.contexts([0]))
+    for direction in DIRECTIONS:
+        value, log_det = value_and_log_det(bijector, direction, flow.events([0]))
+        assert value.shape == [0, flow.event_size]
+        assert log_det.shape == [0]
+
+
+# Saving and copying
+
+
+@each_flow
+def test_checkpoint_brings_every_value_back(flow, tmp_path):
+    saved, restored = flow.build(), flow.make(tf.float64)
+    perturb(restored, seed=4)
+    path = tf.train.Checkpoint(flow=saved).write(str(tmp_path / 'checkpoint'))
+    status = tf.train.Checkpoint(flow=restored).read(path)
+    status.assert_consumed()
+    x, context = flow.events(), flow.contexts()
+    expected = value_and_log_det(saved.bijector(context), 'inverse', x)
+    actual = value_and_log_det(restored.bijector(context), 'inverse', tf.identity(x))
+    assert_all_close(actual, expected, rtol=0, atol=0)
+
+
+@each_flow
+def test_saved_model_computes_the_same(flow, tmp_path):
+    module = tf.Module()
+    module.owner = flow.build()
+    sizes = [size for size in (flow.event_size, flow.context_size) if size is not None]
+    inputs = [flow.events(), flow.contexts()][: len(sizes)]
+
+    def both(x, context=None):
+        bijector = module.owner.bijector(context)
+        return {name: value_and_log_det(bijector, name, tf.identity(x)) for name in DIRECTIONS}
+
+    module.both = tf.function(both, input_signature=[tf.TensorSpec([None, size], tf.float64) for size in sizes])
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    assert_all_close(loaded.both(*inputs), both(*inputs), rtol=1e-11, atol=1e-11)
+
+
+@each_masked
+def test_deepcopy_has_variables_of_its_own(flow):
+    owner, x, context = flow.build(), flow.events(), flow.contexts()
+    copied = copy.deepcopy(owner.bijector(context))
+    before = value_and_log_det(copied, 'inverse', x)
+    perturb(owner, seed=5)
+    assert_all_close(value_and_log_det(copied, 'inverse', tf.identity(x)), before, rtol=0, atol=0)
+    assert np.all(owner.bijector(context).inverse(tf.identity(x)) != before[0])
+
+
+@each_flow
+def test_repr_names_the_classes(flow):
+    text = repr(flow.build().bijector(flow.contexts()))
+    assert 'InverseAutoregressiveFlow' in text
+    assert f'batch_shape={[5] if flow.context_size else []}' in text
+
+
+@each_masked
+def test_variables_are_visible_by_identity(flow):
+    owner = flow.build()
+    ids = [{id(v) for v in module.trainable_variables} for module in (owner, owner.bijector(flow.contexts()))]
+    assert ids[0] == ids[1] and ids[0]
+
+
+# Values that are no numbers
+
+
+@each_flow
+@each_direction
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('entry', [0, -1])
+def test_nan_in_gives_nan_out_and_spares_the_other_rows(flow, direction, bad, entry):
+    bijector = flow.build().bijector(flow.contexts())
+    x = flow.events().numpy()
+    clean = value_and_log_det(bijector, direction, tf.constant(x))
+    x[1, entry] = bad
+    value, log_det = value_and_log_det(bijector, direction, tf.constant(x))
+    assert not np.all(np.isfinite(value[1]))
+    others = [0, 2, 3, 4]
+    np.testing.assert_allclose(value.numpy()[others], clean[0].numpy()[others], rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(log_det.numpy()[others], clean[1].numpy()[others], rtol=1e-11, atol=1e-11)
+
+
+@each_flow
+def test_log_prob_of_nan_is_nan_and_its_gradient_ends(flow):
+    owner, context = flow.build(), flow.contexts()
+    y = tf.constant(np.where(np.eye(5, flow.event_size), np.nan, flow.events()))
+    with tf.GradientTape() as tape:
+        tape.watch(y)
+        log_prob = standard_normal_log_prob(owner.bijector(context), y)
+    rows = np.any(np.isnan(y), axis=-1)
+    assert np.array_equal(np.isnan(log_prob), rows)
+    assert tape.gradient(log_prob, y).shape == y.shape
