@@ -1,0 +1,100 @@
+"""The example scripts' plots. Each function takes arrays and writes one PNG."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from _common import atomic
+from _quadrature import Density, levels_of_mass
+from matplotlib.figure import Figure
+
+matplotlib.use('Agg')
+
+_MASSES = (0.99, 0.9, 0.5, 0.1)
+
+
+class Curve(NamedTuple):
+    """Learning curves of one model: `steps` `[epochs]`, `values` `[seeds, epochs]`."""
+
+    steps: Sequence[int]
+    values: np.ndarray
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def plot_learning_curves(
+    panels: Mapping[str, Mapping[str, Curve]], colors: Mapping[str, str], ylabel: str, path: pathlib.Path
+) -> None:
+    """Draws one panel per title: the mean over seeds of each model's curve, and the range of the seeds around it."""
+    figure = Figure(figsize=(5.2 * len(panels), 4.0), layout='constrained')
+    for axis, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, curve in curves.items():
+            axis.plot(curve.steps, curve.values.mean(axis=0), color=colors[name], label=name)
+            low, high = curve.values.min(axis=0), curve.values.max(axis=0)
+            axis.fill_between(curve.steps, low, high, color=colors[name], alpha=0.2, linewidth=0)
+        # The first epochs of a long run, nats above the rest, would press the curves' ends together.
+        values = np.stack([curve.values for curve in curves.values()])
+        axis.set_ylim(values.min() - 0.1, values[..., values.shape[-1] // 12 :].max() + 0.1)
+        axis.set(title=title, xlabel='training step (line: mean over seeds, band: their range)', ylabel=ylabel)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+
+
+def plot_images(panels: Mapping[str, Mapping[str, np.ndarray]], path: pathlib.Path) -> None:
+    """Draws a column for each title: labelled rows of images in [0, 1], `[count, height, width]`."""
+    labels = list(next(iter(panels.values())))
+    figure = Figure(figsize=(1.9 + 5 * len(panels), 0.5 * len(labels) + 0.4), layout='constrained')
+    grid = figure.subplots(len(labels), len(panels), squeeze=False)
+    for column, (title, rows) in zip(grid.T, panels.items(), strict=True):
+        column[0].set_title(title, fontsize=11)
+        for axis, label in zip(column, labels, strict=True):
+            axis.imshow(np.hstack([np.pad(image, 1) for image in rows[label]]), cmap='gray_r', vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            if axis in grid[:, 0]:
+                axis.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=10)
+    _save(figure, path)
+
+
+def plot_densities(
+    labels: Sequence[str], images: np.ndarray, rows: Sequence[Mapping[str, Density]], path: pathlib.Path
+) -> None:
+    """Draws a row for each image, `[count, height, width]`: the image, and each named model's p, and beside it q."""
+    names = list(rows[0])
+    figure = Figure(figsize=(1.3 + 3.4 * len(names), 1.9 * len(rows) + 0.9), layout='constrained')
+    figure.suptitle(
+        'The true posterior p(z|x), and beside it q(z|x). Test images ranked by how far p(z|x) is from a Gaussian.\n'
+        'The shades hold 10, 50, 90 and 99 % of the mass; the black line holds 90 % of the mass of p(z|x).\n',
+        fontsize=10,
+    )
+    # An empty column before each model sets its pair apart.
+    ratios = [0.8] + [0.05, 1.0, 1.0] * len(names)
+    axes = figure.subplots(len(rows), len(ratios), squeeze=False, gridspec_kw={'width_ratios': ratios})
+    for axis in axes[:, 1::3].flat:
+        axis.set_axis_off()
+    shades = {name: matplotlib.colormaps[name](np.linspace(0.3, 0.9, len(_MASSES))) for name in ('Greys', 'Oranges')}
+    for line, label, image, densities in zip(axes, labels, images, rows, strict=True):
+        line[0].imshow(image, cmap='gray_r', vmin=0, vmax=1)
+        line[0].set(xticks=[], yticks=[], xlabel=label)
+        for left, right, density in zip(line[2::3], line[3::3], densities.values(), strict=True):
+            outline = levels_of_mass(density.p, [0.9])
+            for axis, values, colors in ((left, density.p, 'Greys'), (right, density.q, 'Oranges')):
+                levels = [*levels_of_mass(values, _MASSES), 1.001 * values.max()]
+                axis.contourf(*density.axes, values.T, levels=levels, colors=shades[colors])
+                axis.contour(*density.axes, density.p.T, levels=outline, colors='black', linewidths=0.8)
+                axis.set_aspect('equal')
+                axis.tick_params(labelsize=6, length=2)
+            left.set_title('p(z|x)', fontsize=9, pad=3)
+            right.set_title(f'q(z|x), KL {density.kl:.2f}', fontsize=9, pad=3)
+            right.set_yticklabels([])
+    for name, axis in zip(names, axes[0, 2::3], strict=True):
+        place = {'xycoords': 'axes fraction', 'ha': 'center', 'in_layout': False}
+        axis.annotate(name, (1.08, 1.2), fontsize=11, weight='bold', **place)
+    _save(figure, path)
