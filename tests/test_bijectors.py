@@ -1,5 +1,8 @@
 """The step as a citizen of TFP: context and keywords, TFP's own networks, one evaluation of the network, bad input."""
 
+import functools
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -428,3 +431,70 @@ def test_graph_has_one_network(network_calls):
     assert network_calls == [net]
     assert count_ops(graph, 'MatMul') == 3
     assert count_ops(graph, 'While') + count_ops(graph, 'StatelessWhile') == 0
+
+
+def gradients_are_there(step, compute):
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(compute())
+    return all(gradient is not None for gradient in tape.gradient(total, step.trainable_variables))
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse', 'forward_log_det_jacobian', 'inverse_log_det_jacobian'])
+def test_a_result_of_one_tape_is_not_given_to_the_next(direction):
+    step = InverseAutoregressiveFlow(network())
+    compute = functools.partial(getattr(step, direction), x3)
+    with tf.GradientTape():
+        kept = [step.forward(x3), step.inverse(x3), compute()]
+    assert gradients_are_there(step, compute) and kept
+
+
+def test_a_result_of_an_outer_tape_is_not_given_to_an_inner_one():
+    step = InverseAutoregressiveFlow(network())
+    with tf.GradientTape():
+        kept = step.forward(x3)
+        assert gradients_are_there(step, lambda: step.forward(x3))
+    assert kept is not step.forward(x3)
+
+
+def test_training_unrolled_in_one_function_has_gradients():
+    step = InverseAutoregressiveFlow(network())
+
+    @tf.function(autograph=False)
+    def both():
+        kept = step.inverse(x3)
+        assert gradients_are_there(step, lambda: step.inverse(x3))
+        assert gradients_are_there(step, lambda: step.inverse(x3))
+        return kept
+
+    both()
+
+
+def test_a_context_that_is_a_variable_may_change():
+    context = tf.Variable(context2)
+    step = InverseAutoregressiveFlow(network(context_size=2), context=context)
+    before = step.forward(x3)
+    context.assign(5 * context2)
+    after = step.forward(x3)
+    assert np.any(after != before)
+    np.testing.assert_array_equal(after, step.forward(tf.identity(x3)))
+
+
+def test_keras_layer_as_the_network():
+    class Constant(keras.layers.Layer):
+        def build(self, input_shape):
+            self.shift = self.add_weight(shape=(3, 2), initializer='ones')
+
+        def call(self, x):
+            return tf.zeros_like(x)[..., tf.newaxis] + self.shift
+
+    layer = Constant()
+    step = InverseAutoregressiveFlow(layer, transform='affine')
+    before = step.forward(x3)
+    layer.shift.assign(2 * layer.shift)
+    np.testing.assert_array_equal(step.forward(x3), step.forward(tf.identity(x3)))
+    assert np.any(step.forward(x3) != before)
+
+
+def test_network_that_returns_a_pair():
+    with raises(TypeError, 'network', 'tuple', '[..., 3, 2]', 'tf.stack'):
+        InverseAutoregressiveFlow(lambda x: (x, x)).forward(x3)

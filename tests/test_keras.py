@@ -1,5 +1,6 @@
 """The layer in standard Keras 3 models: training, saving, dtype policies, bad input."""
 
+import dataclasses
 import json
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+import tfp_iaf
 from tests.flows import normal, perturb, raises, tfd
 from tfp_iaf import transforms
 from tfp_iaf.keras import IAFSampling
@@ -458,3 +460,23 @@ def test_unexpected_context():
     flow(point()[:2])
     with raises(ValueError, 'context', 'Pass'):
         flow(point()[:3])
+
+
+@keras.saving.register_keras_serializable(package='tests')
+@dataclasses.dataclass(frozen=True)
+class Doubled(tfp_iaf.transforms.Affine):
+    """A transform of a user's own."""
+
+    factor: float = 2.0
+
+
+def test_own_transform_comes_back_from_a_file(tmp_path):
+    inputs = [keras.Input([3]), keras.Input([3])]
+    layer = IAFSampling(1, (8,), transform=Doubled(factor=3.0))
+    keras.Model(inputs, layer(inputs)).save(tmp_path / 'model.keras')
+    loaded = keras.models.load_model(tmp_path / 'model.keras')
+    assert loaded.layers[-1].transform == Doubled(factor=3.0)
+
+
+def test_output_shapes_without_a_call():
+    assert IAFSampling().compute_output_shape([(None, 3), (None, 3)]) == ((None, 3), (None,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import tensorflow as tf
@@ -33,11 +33,13 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
     Shapes: event `[D]`; x, y `[..., D]`, context `[..., C]`, leading shapes broadcast; log-det `[...]`. Dtype: the
     network's.
 
-    Cost: `forward`, and the log-det in either direction for as long as its result lives, together one network pass;
-    `inverse` of what `forward` returned none (TFP's cache); `inverse` and log-det of any other point, together, one to
-    three times a pass with `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`. Eagerly, results are
-    computed anew when the network's variables were assigned to, which is seen for networks that have `variables`: not
-    for a function that closes over some.
+    Cost: `forward` and its log-det together take one network pass, and `inverse` of a result of `forward`, for as long
+    as that lives, none (TFP's cache). `inverse` of any other point and its log-det together take the time of one to
+    four passes with `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`.
+
+    The cache: eagerly, a result is computed anew once the variables of the network were assigned to, and always for a
+    tape that did not see how it was made. Not seen are variables that a function closes over, assignments within one
+    `tf.function`, and what TFP keeps itself for a `tfb.Chain` of steps; `IAFPosterior.bijector` keeps nothing.
 
     Args:
         network: `network(x)` or `network(x, context)` gives the parameters, `[..., D, P]`, autoregressive in `x`: a
@@ -46,9 +48,9 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
             autoregressive flow does, also nested by the step's name in a `tfb.Chain`.
         transform: `'gated'`, `'affine'`, or an object of `tfp_iaf.transforms`.
         inverse: `'blockwise'` solves for block after block of entries, and needs a `MaskedAutoregressiveNetwork`;
-            `'fixed_point'` sweeps over all entries at once, with any network. `'auto'` is blockwise where it can be:
-            it was never slower.
-        validate_args: Whether an inverse that is not finite, or did not converge, is an error; it is NaN otherwise.
+            `'fixed_point'` sweeps over all entries at once, with any network. `'auto'` is blockwise where it can be.
+        validate_args: Whether an inverse that is not finite, or did not converge, is an error; it is NaN otherwise, and
+            under XLA, which drops assertions.
         name: Name of the bijector.
 
     Raises:
@@ -90,7 +92,7 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         self._network = network
         self._transform = transforms.get(transform)
         self._context = context
-        self._inverse_method = _checked_inverse(inverse, network)
+        self._inverse_method = checked_inverse(inverse, network)
         params = getattr(network, 'params', None)
         if isinstance(params, int) and params != self._transform.params:
             raise ValueError(
@@ -132,8 +134,9 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         return True
 
     def _augmented_forward(self, x: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        y, log_det = self._transform.forward(x, self._parameters_at(x, self._context_of(**kwargs)))
-        return y, self._attributes(log_det)
+        context = self._context_of(**kwargs)
+        y, log_det = self._transform.forward(x, self._parameters_at(x, context))
+        return y, self._attributes(log_det, context)
 
     def _augmented_inverse(self, y: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         context = self._context_of(**kwargs)
@@ -147,7 +150,7 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
             message = f'{self.name}: the inverse did not converge: y is not finite, or the network not autoregressive.'
             with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(tf.math.is_nan(x)), [message])]):
                 x = tf.identity(x)
-        return x, self._attributes(log_det)
+        return x, self._attributes(log_det, context)
 
     # Through the public directions, so that the value computed with a log-det is in the cache as well.
 
@@ -159,14 +162,11 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         x = self.inverse(y, **kwargs)
         return self._cache.forward_attributes(x, **kwargs)['ildj']
 
-    def _attributes(self, log_det: tf.Tensor) -> dict[str, Any]:
-        return {'ildj': -tf.reduce_sum(log_det, axis=-1), 'dependencies': Dependencies.now(self._network_variables())}
-
-    def _network_variables(self) -> Iterable[tf.Variable]:
+    def _attributes(self, log_det: tf.Tensor, context: tf.Tensor | None) -> dict[str, Any]:
         # Asked of the network: the search that tf.Module would make through the bijector, at every call, takes as long
         # as a small network.
-        variables = getattr(self._network, 'variables', ())
-        return () if callable(variables) else variables
+        variables = (*_variables_of(self._network), *_variables_of(context))
+        return {'ildj': -tf.reduce_sum(log_det, axis=-1), 'dependencies': Dependencies(variables)}
 
     def _context_of(
         self, context: tf.Tensor | None = None, conditional_input: tf.Tensor | None = None
@@ -179,6 +179,11 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
 
     def _parameters_at(self, x: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
         params = self._network(x) if context is None else self._network(x, context)
+        if not tf.is_tensor(params):
+            raise TypeError(
+                f'network: returned {type(params).__name__}, expected a tensor [..., {x.shape[-1]}, '
+                f'{self._transform.params}]. Stack the parameters: tf.stack([m, s], axis=-1).'
+            )
         if params.shape.rank is not None and params.shape[-1] not in (None, self._transform.params):
             raise ValueError(
                 f'network: returned shape {params.shape}, expected [..., {x.shape[-1]}, {self._transform.params}] for '
@@ -187,7 +192,8 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         return params
 
 
-def _checked_inverse(inverse: str, network: Network) -> str:
+def checked_inverse(inverse: str, network: Network) -> str:
+    """Returns the method by which the step with this network inverts."""
     ours = isinstance(network, MaskedAutoregressiveNetwork)
     if inverse == 'auto':
         return 'blockwise' if ours else 'fixed_point'
@@ -199,3 +205,10 @@ def _checked_inverse(inverse: str, network: Network) -> str:
             f'sorted degrees of a MaskedAutoregressiveNetwork.'
         )
     return inverse
+
+
+def _variables_of(source: Any) -> tuple[Any, ...]:
+    if isinstance(source, tf.Variable):
+        return (source,)
+    variables = getattr(source, 'variables', ())
+    return () if callable(variables) else tuple(variables)

@@ -53,7 +53,7 @@ def blockwise(
 
     Returns:
         x: `[..., D]`, the leading shapes of `y` and `context` broadcast. An event is NaN as a whole if an entry of it
-            leaves the range of the dtype, or if rounding keeps the step from taking it back to `y`.
+            leaves the range of the dtype, or if rounding keeps the transform from taking it back to `y`.
         log_det: `[..., D]`, the log-derivatives of the step at x, from the same evaluations.
 
     Gradients are those of the implicit function theorem, with the transposed system solved in the same way; memory is
@@ -91,7 +91,7 @@ def blockwise(
     weights = [tf.convert_to_tensor(variable) for variable in (*network.kernels, *network.biases[1:])]
     flat_y = flat(y, network.event_size)
     x, log_det, image = solve(flat_y, flat(first, network.hidden_units[0]), *weights)
-    kept = tf.reduce_all(close(image, flat_y) & in_range(x), axis=-1, keepdims=True)
+    kept = tf.reduce_all(close(image, flat_y, x, log_det) & in_range(x), axis=-1, keepdims=True)
     return restored(x), restored(log_det)
 
 
@@ -139,7 +139,7 @@ class _Pass(abc.ABC):
     blocks: Sequence[Block]
     num_layers: int
     # Of the unknowns, below which they count as zero.
-    scale: tf.Tensor | float = 1.0
+    scale: tf.Tensor
 
     @abc.abstractmethod
     def start(self, block: Block) -> tf.Tensor:
@@ -221,7 +221,7 @@ class _Forward(_Pass):
     ) -> None:
         self._network, self._transform = network, transform
         self._kernels, self._offsets, self._y = kernels, offsets, y
-        self.num_layers = len(kernels)
+        self.num_layers, self.scale = len(kernels), largest(y)
         entries, *hidden, outputs = network.degrees
         edges = _edges(entries.size, block_size)
         # With the entries of ranks a to b - 1 go the units of degrees a to b - 1: what their outputs need more.

@@ -3,67 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
+from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes
 from tensorflow_probability.python.bijectors.chain import _Chain
 from tensorflow_probability.python.internal import cache_util
 
 __all__ = ['Dependencies', 'StepCache', 'UncachedChain']
 
 
-class Dependencies(NamedTuple):
-    """What an eager result depends on beside its arguments."""
+class Dependencies:
+    """The variables that a result depends on, and their values at that moment."""
 
-    variables: tuple[tf.Variable, ...]
-    # They share the variables' memory for as long as those are not assigned to.
-    values: tuple[tf.Tensor, ...]
-    recorded: bool
+    def __init__(self, variables: Iterable[Any]) -> None:
+        self._variables = tuple(variables)
+        # They share the variables' memory for as long as those are not assigned to. In a graph there is no telling.
+        self._values = self._read() if tf.executing_eagerly() else None
 
-    @classmethod
-    def now(cls, variables: Iterable[tf.Variable]) -> Dependencies | None:
-        """Returns the variables as they are, and whether a gradient tape is recording; `None` in a graph."""
-        if not tf.executing_eagerly():
-            return None
-        variables = tuple(variables)
-        return cls(variables, tuple(v.read_value() for v in variables), record.could_possibly_record())
+    def _read(self) -> list[tf.Tensor]:
+        # What Keras calls a variable can be converted, but not read.
+        return [tf.convert_to_tensor(variable) for variable in self._variables]
 
-    def hold(self) -> bool:
-        """Tells whether a new result would be the same, and have the same gradient."""
-        if record.could_possibly_record() and not self.recorded:
-            return False
-        return all(map(_is_value_of, self.values, self.variables))
+    def are_unchanged(self) -> bool:
+        """Tells whether the variables still have their values."""
+        if self._values is None or not tf.executing_eagerly():
+            return True
+        return all(map(_are_equal, self._values, self._read()))
+
+    def are_recorded_in(self, results: list[tf.Tensor], argument: tf.Tensor) -> bool:
+        """Tells whether the gradient tapes that record now have seen how the results were made."""
+        if not record.could_possibly_record():
+            return True
+        # 0: no tape would give a derivative, 1: one, of first order, 2: of higher order as well.
+        return bool(PossibleTapeGradientTypes(results) >= PossibleTapeGradientTypes([*self._read(), argument]))
 
 
-def _is_value_of(value: tf.Tensor, variable: tf.Variable) -> bool:
-    now = variable.read_value()
+def _are_equal(value: tf.Tensor, now: tf.Tensor) -> bool:
     # A tensor is never written to while someone holds it: the same memory is the same value.
     return _address(value) == _address(now) or bool(tf.reduce_all(tf.equal(value, now)))
 
 
-def _address(tensor: tf.Tensor) -> int | None:
+def _address(tensor: tf.Tensor) -> object:
     if 'CPU' not in tensor.device:
-        return None
+        return object()
     return np.frombuffer(memoryview(tensor), np.uint8).__array_interface__['data'][0]
 
 
 class StepCache(cache_util.BijectorCacheWithGreedyAttrs):
     """A cache in which value and log-det come together, and are dropped when they no longer hold.
 
-    TFP finds a result by the identity of its tensor, for as long as that lives. Eagerly it may then be wrong: the
-    variables were assigned to since, or no gradient tape recorded how it was made while one is recording now. Results
-    carry their `Dependencies` as the attribute `'dependencies'`.
+    TFP finds a result by the identity of its tensor, for as long as that lives. It may then be wrong: the variables
+    were assigned to since (which is seen eagerly), or a gradient tape that records now has not seen how it was made.
+    Results carry their `Dependencies` as the attribute `'dependencies'`.
     """
 
     def _get_or_create_edge(self, input: Any, forward_name: str, kwargs: dict[str, Any]) -> Any:
         edge = super()._get_or_create_edge(input, forward_name, kwargs)
-        dependencies = edge.attributes.get('dependencies')
-        if dependencies is not None and not (edge.output_ref and dependencies.hold()):
+        if edge.attributes and not self._holds(edge, input):
             edge = edge._replace(output_ref=None, attributes={}, dependencies=None)
             self.storage[edge.input_ref] = edge
         return edge
+
+    def _holds(self, edge: Any, argument: tf.Tensor) -> bool:
+        output = edge.output_ref() if edge.output_ref else None
+        dependencies = edge.attributes.get('dependencies')
+        if output is None or dependencies is None:
+            return False
+        results = [output, edge.attributes['ildj']]
+        return dependencies.are_recorded_in(results, argument) and dependencies.are_unchanged()
 
 
 class _NoCache(cache_util.BijectorCache):

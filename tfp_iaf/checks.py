@@ -68,8 +68,7 @@ def checked_context(context: Any, size: int | None, dtype: tf.DType, owner: obje
     if size is None:
         if context is not None:
             raise ValueError(
-                f'context: got one for {owner!r}, which has none. Leave it out, or make the flow with one: Pass '
-                f'context_size when you make it.'
+                f'context: got one for {owner!r}, which has none. Leave it out, or make that anew: Pass context_size.'
             )
         return None
     if context is None:

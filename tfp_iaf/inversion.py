@@ -37,6 +37,7 @@ def fixed_point(
     Returns:
         x: `[..., D]`, the leading shape of `y` broadcast against that of the parameters.
         log_det: `[..., D]`, the log-derivatives of the step at x.
+
     Gradients are those of the implicit function theorem. With $J = \partial f / \partial x$ and $w$ the solution of
     $J^T w = g$, the point gets $w$, and context and variables get $-w^T \partial f / \partial\theta$. Memory does not
     grow with the number of sweeps. A second derivative raises an error.
@@ -53,9 +54,9 @@ def fixed_point(
     >>> x.numpy().tolist(), log_det.numpy().tolist()
     ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
     """
-    solution, _ = sweeps(lambda x: (transform.inverse(y, parameters(x))[0], ()), y, max_sweeps)
+    solution, _ = sweeps(lambda x: (transform.inverse(y, parameters(x))[0], ()), y, max_sweeps, scale=largest(y))
     x, image, log_det = _implicit(parameters, transform, solution, y)
-    kept = tf.reduce_all(close(image, y) & in_range(x), axis=-1, keepdims=True)
+    kept = tf.reduce_all(close(image, y, x, log_det) & in_range(x), axis=-1, keepdims=True)
     nan = tf.constant(float('nan'), y.dtype)
     return tf.where(kept, x, nan), tf.where(kept, log_det, nan)
 
@@ -73,9 +74,9 @@ def in_range(x: tf.Tensor) -> tf.Tensor:
     return tf.abs(x) < _bound(x.dtype)
 
 
-def close(image: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Tells where a step takes a solution back to `y`, but for round-off: what did not converge is off by far more."""
-    return tf.abs(image - y) <= 10 * _epsilon(y.dtype) ** 0.5 * (1 + tf.abs(y))
+def close(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor, log_det: tf.Tensor) -> tf.Tensor:
+    """Tells where a step takes `x` to `y`, but for round-off in the terms that it adds up to `image`."""
+    return tf.abs(image - y) <= 4000 * _epsilon(y.dtype) * (largest(y) + tf.exp(log_det) * tf.abs(x))
 
 
 def confined(x: tf.Tensor) -> tf.Tensor:
@@ -88,7 +89,7 @@ def sweeps(
     update: Callable[[tf.Tensor], tuple[tf.Tensor, Any]],
     start: tf.Tensor,
     max_sweeps: int | tf.Tensor,
-    scale: tf.Tensor | float = 1.0,
+    scale: tf.Tensor,
 ) -> tuple[tf.Tensor, Any]:
     """Applies `update` until nothing moves, `max_sweeps` times at most; no tape records it.
 
@@ -121,9 +122,9 @@ def sweeps(
         return x, rest
 
 
-def largest(w: tf.Tensor) -> tf.Tensor:
-    """Returns the size of each event's largest entry, as the scale of a linear system's solution."""
-    return tf.reduce_max(tf.abs(w), axis=-1, keepdims=True)
+def largest(x: tf.Tensor) -> tf.Tensor:
+    """Returns the size of each event's largest entry."""
+    return tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
 
 
 def _implicit(

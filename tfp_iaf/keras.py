@@ -30,6 +30,10 @@ if keras.backend.backend() != 'tensorflow':
 _INPUTS = 'a list of [z_mean, z_log_var] or [z_mean, z_log_var, context]'
 
 
+for _transform in (transforms.Affine, transforms.Gated):
+    keras.saving.register_keras_serializable(package='tfp_iaf')(_transform)
+
+
 @keras.saving.register_keras_serializable(package='tfp_iaf')
 class IAFSampling(keras.layers.Layer):
     r"""The sampling layer of a VAE, with an Inverse Autoregressive Flow behind the Gaussian.
@@ -75,7 +79,7 @@ class IAFSampling(keras.layers.Layer):
         self,
         num_flows: int = 4,
         hidden_units: Sequence[int] = (320, 320),
-        transform: str | Transform | dict[str, Any] = 'gated',
+        transform: str | Transform = 'gated',
         kl_loss_weight: float | None = None,
         *,
         alternate_order: bool = True,
@@ -87,8 +91,8 @@ class IAFSampling(keras.layers.Layer):
         super().__init__(**{'autocast': False, **kwargs})
         self.num_flows = checked_size('num_flows', num_flows, minimum=0)
         self.hidden_units = checked_hidden_units(hidden_units)
-        self.transform = _transform_from_config(transform)
-        self.kl_loss_weight = _checked_weight(kl_loss_weight)
+        self.transform = transforms.get(transform)
+        self._kl_loss_weight = _checked_weight(kl_loss_weight)
         self.alternate_order = alternate_order
         self.activation = (
             keras.saving.deserialize_keras_object(activation) if isinstance(activation, dict) else activation
@@ -97,7 +101,13 @@ class IAFSampling(keras.layers.Layer):
         self._seed_generator = keras.random.SeedGenerator(seed)
         self._kl_metric = None if kl_loss_weight is None else keras.metrics.Mean(name='kl')
         self._sizes: tuple[int, int | None] | None = None
+        self._flow_weights: dict[str, Any] = {}
         self._posterior: IAFPosterior | None = None
+
+    @property
+    def kl_loss_weight(self) -> float | None:
+        """Weight of the KL term in the model's loss, or `None`."""
+        return self._kl_loss_weight
 
     def build(self, input_shape: Any) -> None:
         """Makes the networks, from the shapes of the inputs."""
@@ -142,6 +152,7 @@ class IAFSampling(keras.layers.Layer):
             dtype=self.variable_dtype,
             autocast=False,
         )
+        self._flow_weights[name] = weight
         return weight.value
 
     def _keep(self, posterior: IAFPosterior) -> IAFPosterior:
@@ -157,8 +168,7 @@ class IAFSampling(keras.layers.Layer):
             raise ValueError(
                 f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
             )
-        weights = iter(self.weights)
-        return self._keep(self._make_posterior(self._sizes, lambda name, value: next(weights).value))
+        return self._keep(self._make_posterior(self._sizes, lambda name, value: self._flow_weights[name].value))
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns a sample for each row, and its log-density."""
@@ -167,8 +177,12 @@ class IAFSampling(keras.layers.Layer):
         if self._kl_metric is not None:
             kl = self._kl(z, log_q, *inputs[:2])
             self._kl_metric.update_state(kl)
-            self.add_loss(self.kl_loss_weight * tf.reduce_mean(kl))
+            self.add_loss(self._kl_loss_weight * tf.reduce_mean(kl))
         return z, log_q
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Returns the shapes of the sample and of its log-density."""
+        return tuple(input_shape[0]), tuple(input_shape[0][:-1])
 
     def posterior(
         self, z_mean: tf.Tensor, z_log_var: tf.Tensor, context: tf.Tensor | None = None
@@ -201,18 +215,24 @@ class IAFSampling(keras.layers.Layer):
             **super().get_config(),
             'num_flows': self.num_flows,
             'hidden_units': list(self.hidden_units),
-            'transform': {'class_name': type(self.transform).__name__, 'config': dict(vars(self.transform))},
-            'kl_loss_weight': self.kl_loss_weight,
+            'transform': keras.saving.serialize_keras_object(self.transform),
+            'kl_loss_weight': self._kl_loss_weight,
             'alternate_order': self.alternate_order,
             'activation': activation,
             'seed': self.seed,
         }
 
-
-def _transform_from_config(transform: str | Transform | dict[str, Any]) -> Transform:
-    if isinstance(transform, dict):
-        return getattr(transforms, transform['class_name'])(**transform['config'])
-    return transforms.get(transform)
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> IAFSampling:
+        """Makes the layer from what `get_config` returned."""
+        made = {
+            key: keras.saving.deserialize_keras_object(config[key])
+            if isinstance(config.get(key), dict)
+            else config[key]
+            for key in config
+            if key in ('activation', 'transform')
+        }
+        return cls(**{**config, **made})
 
 
 def _checked_weight(kl_loss_weight: Any) -> float | None:

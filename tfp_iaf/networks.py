@@ -81,7 +81,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         hidden_units: Units of each hidden layer.
         context_size: Size C of the context, or `None` for a network without one.
         params: Parameters per entry, P: 2 for the transforms `'gated'` and `'affine'`.
-        activation: Name of a function of `tf.nn`, or a callable.
+        activation: Name of a function of `tf.nn`, or a callable that acts on every unit alone and has no variables.
         order: `'left-to-right'`, `'right-to-left'`, `'random'`, or a permutation of `range(event_size)` that lists the
             entries as they come. Reversing belongs here, not into a `tfb.Permute` between steps.
         seed: Seed of the initial weights and of a random order. `None` follows TensorFlow's global seed.
@@ -101,7 +101,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
             or, at a call, `x` or `context` has the wrong last dimension, or a context is missing or unexpected.
         TypeError: If `dtype` or a tensor is not of the floating type expected, or a size is no int.
 
-    Cost: one pass is `D * H + H * H + H * D * P` multiplications per event for two hidden layers of H units.
+    Cost: one pass is `D * H + C * H + H * H + H * D * P` multiplications per event for two hidden layers of H units.
 
     References:
         Germain, Gregor, Murray and Larochelle 2015, "MADE: Masked Autoencoder for Distribution Estimation", Eq. 12, 13.

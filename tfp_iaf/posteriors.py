@@ -10,9 +10,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
-from tfp_iaf.bijectors import InverseAutoregressiveFlow
+from tfp_iaf.bijectors import InverseAutoregressiveFlow, checked_inverse
 from tfp_iaf.caching import UncachedChain
-from tfp_iaf.checks import checked_context, checked_dtype, checked_size, checked_tensor
+from tfp_iaf.checks import checked_context, checked_dtype, checked_hidden_units, checked_size, checked_tensor
 from tfp_iaf.networks import Activation, MaskedAutoregressiveNetwork, VariableFactory, random_generator
 from tfp_iaf.transforms import Transform
 
@@ -33,6 +33,7 @@ class IAFPosterior(tf.Module):
         transform: `'gated'` (only contracts), `'affine'` (expands too), or an object of `tfp_iaf.transforms`.
         alternate_order: Whether every second step takes the entries from right to left.
         inverse: How the steps invert what they did not make; see `InverseAutoregressiveFlow`.
+        validate_args: Whether a scale that is not positive, or an inverse that is not finite, is an error.
         activation: Activation of the networks: a name of `tf.nn`, or a callable.
         seed: Seed of the initial weights. `None` follows TensorFlow's global seed.
         dtype: Dtype of the variables and of the distribution.
@@ -73,6 +74,7 @@ class IAFPosterior(tf.Module):
         transform: str | Transform = 'gated',
         alternate_order: bool = True,
         inverse: str = 'auto',
+        validate_args: bool = False,
         activation: str | Activation = 'elu',
         seed: int | None = None,
         dtype: tf.DType = tf.float32,
@@ -86,6 +88,8 @@ class IAFPosterior(tf.Module):
         self._context_size = None if context_size is None else checked_size('context_size', context_size)
         self._dtype = checked_dtype(dtype)
         self._inverse = inverse
+        self._validate_args = validate_args
+        hidden_units = checked_hidden_units(hidden_units)
         rng = random_generator(seed)
         self._networks = tuple(
             MaskedAutoregressiveNetwork(
@@ -100,13 +104,25 @@ class IAFPosterior(tf.Module):
                 variable_factory=_prefixed(variable_factory, f'flow_{t}'),
                 name=f'flow_{t}',
             )
-            for t in range(num_flows)
+            for t in range(self._num_flows)
         )
+        for network in self._networks:
+            checked_inverse(inverse, network)
 
     @property
     def event_size(self) -> int:
         """Number of latent dimensions."""
         return self._event_size
+
+    @property
+    def num_flows(self) -> int:
+        """Number of steps."""
+        return self._num_flows
+
+    @property
+    def transform(self) -> Transform:
+        """What each entry goes through in a step."""
+        return self._transform
 
     @property
     def context_size(self) -> int | None:
@@ -137,7 +153,9 @@ class IAFPosterior(tf.Module):
         if context is not None:
             _check_batch(context, loc)
         # Not MultivariateNormalDiag, which is the same but takes four times as long eagerly.
-        base = tfp.distributions.Independent(tfp.distributions.Normal(loc, scale_diag), reinterpreted_batch_ndims=1)
+        base = tfp.distributions.Independent(
+            tfp.distributions.Normal(loc, scale_diag, validate_args=self._validate_args), reinterpreted_batch_ndims=1
+        )
         return tfp.distributions.TransformedDistribution(base, self.bijector(context), name=self.name)
 
     def bijector(self, context: Any = None) -> tfp.bijectors.Chain:
@@ -149,7 +167,12 @@ class IAFPosterior(tf.Module):
             context = checked_context(context, self._context_size, self._dtype, self)
         steps = [
             InverseAutoregressiveFlow(
-                network, context=context, transform=self._transform, inverse=self._inverse, name=network.name
+                network,
+                context=context,
+                transform=self._transform,
+                inverse=self._inverse,
+                validate_args=self._validate_args,
+                name=network.name,
             )
             for network in self._networks
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,6 +22,15 @@ class Transform(abc.ABC):
     same evaluation. Instances are immutable and compare by value, since TFP's caches compare the bijectors that
     hold them.
     """
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments that make the transform anew: the fields of a dataclass."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Transform:
+        """Makes the transform from what `get_config` returned."""
+        return cls(**config)
 
     @property
     @abc.abstractmethod
@@ -86,7 +96,8 @@ class Affine(Transform):
     overflowing the exponential; near zero it changes nothing.
 
     Args:
-        max_log_scale: A, the largest absolute log-scale.
+        max_log_scale: A, the largest absolute log-scale. Where scales near its exponential follow on one another,
+            rounding can leave an inverse meaningless, first in float32.
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 10 and Section 3.
