@@ -194,12 +194,20 @@ def seconds_of(work: Work, at_least: float) -> float:
             return elapsed / calls
 
 
-def measure(size: Size, works: Sequence[str], rounds: int, at_least: float) -> list[dict[str, Any]]:
+def count_nodes(function: Any) -> int:
+    """Returns the size of a function's graph, with all that it calls."""
+    graph = function.get_concrete_function().graph.as_graph_def()
+    return len(graph.node) + sum(len(inner.node_def) for inner in graph.library.function)
+
+
+def measure(
+    size: Size, names: Sequence[str], works: Sequence[str], rounds: int, at_least: float
+) -> list[dict[str, Any]]:
     """Times every work in every way; a round does each once, and the median over the rounds counts."""
     candidates: list[tuple[dict[str, Any], Work]] = []
     progress = tqdm.tqdm(desc=f'{size}: compiling', unit='function', leave=False, dynamic_ncols=True)
-    for name, make in IMPLEMENTATIONS.items():
-        module = make(size)
+    for name in names:
+        module = IMPLEMENTATIONS[name](size)
         for work in [work for work in works if work not in OMITTED.get(name, ())]:
             function = make_work(module, size, work)
             for mode in ('graph', 'xla'):
@@ -207,7 +215,8 @@ def measure(size: Size, works: Sequence[str], rounds: int, at_least: float) -> l
                 start = time.perf_counter()
                 compiled()
                 row = {**dataclasses.asdict(size), 'implementation': name, 'work': work, 'mode': mode}
-                candidates.append(({**row, 'first_call_s': time.perf_counter() - start}, compiled))
+                row |= {'first_call_s': time.perf_counter() - start, 'nodes': count_nodes(compiled)}
+                candidates.append((row, compiled))
                 progress.update()
     progress.close()
     times: list[list[float]] = [[] for _ in candidates]
@@ -243,7 +252,11 @@ def ratios(rows: Sequence[dict[str, Any]], sizes: Sequence[Size], works: Sequenc
                 'fixed_point': best(rows, size, 'tfp_iaf, fixed point', work),
             }
             relative = {f'per_{name}': ours / other if ours and other else None for name, other in others.items()}
-            table.append({**dataclasses.asdict(size), 'work': work, 'ms': ours, **relative})
+            key = {**dataclasses.asdict(size), 'implementation': 'tfp_iaf', 'work': work}
+            graph = {row['mode']: row for row in rows if key.items() <= row.items()}
+            first = {f'{mode}_first_call_s': row['first_call_s'] for mode, row in graph.items()}
+            nodes = graph['graph']['nodes']
+            table.append({**dataclasses.asdict(size), 'work': work, 'ms': ours, **relative, **first, 'nodes': nodes})
     return table
 
 
@@ -253,13 +266,25 @@ def report(table: Sequence[dict[str, Any]]) -> str:
     def cell(value: float | None, digits: int = 2) -> str:
         return '' if value is None else f'{value:.{digits}f}'
 
-    header = ['size', 'work', 'ms', '/ own forward', '/ fixed point', '/ dense', '/ TFP', 'TFP takes times']
+    header = [
+        'size',
+        'work',
+        'ms',
+        '/ own forward',
+        '/ fixed point',
+        '/ dense',
+        '/ TFP',
+        'TFP takes times',
+        'nodes',
+        'XLA compiles in',
+    ]
     lines = []
     for row in table:
         size = Size(row['event'], row['hidden'], row['flows'], row['batch'])
         faster = None if row['per_TFP'] is None else 1 / row['per_TFP']
         figures = [row[key] for key in ('ms', 'per_own_forward', 'per_fixed_point', 'per_dense', 'per_TFP')]
-        lines.append([str(size), WORKS[row['work']], *map(cell, figures), cell(faster, 1)])
+        compiling = [str(row['nodes']), f'{row["xla_first_call_s"]:.1f} s']
+        lines.append([str(size), WORKS[row['work']], *map(cell, figures), cell(faster, 1), *compiling])
     return _common.format_table(header, lines)
 
 
@@ -289,6 +314,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         'works', list(WORKS)[:3], f'What to time: of {list(WORKS)}. The last keeps D passes of TFP in memory.'
     )
+    flags.DEFINE_list('implementations', list(IMPLEMENTATIONS), 'What to time beside tfp_iaf.')
     flags.DEFINE_integer('rounds', 7, 'Rounds, of which the median counts.', lower_bound=1)
     flags.DEFINE_float('seconds', 0.3, 'Least time of a measurement in a round.', lower_bound=0.0)
     flags.DEFINE_string('output_dir', 'results/benchmark', 'Where results and the plot are written.')
@@ -304,9 +330,10 @@ def main(argv: Sequence[str]) -> None:
     for name, value in {'sizes': list(QUICK_SIZES), 'rounds': 2, 'seconds': 0.02}.items() if options.quick else ():
         options.set_default(name, value)
     sizes, works, output_dir = list(map(Size.parse, options.sizes)), options.works, pathlib.Path(options.output_dir)
+    names = [name for name in IMPLEMENTATIONS if name in ('tfp_iaf', *options.implementations)]
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        rows += measure(size, works, options.rounds, options.seconds)
+        rows += measure(size, names, works, options.rounds, options.seconds)
         table = ratios(rows, sizes[: sizes.index(size) + 1], works)
         record = {
             'devices': [device.name for device in tf.config.list_physical_devices()],
