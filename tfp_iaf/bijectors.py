@@ -48,8 +48,8 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
             autoregressive flow does, also nested by the step's name in a `tfb.Chain`.
         transform: `'gated'`, `'affine'`, or an object of `tfp_iaf.transforms`.
         inverse: `'blockwise'` solves for block after block of entries, and needs a `MaskedAutoregressiveNetwork`;
-            `'fixed_point'` sweeps over all entries at once, with any network. `'auto'` is blockwise where it can be: it was
-            the faster one in every size measured.
+            `'fixed_point'` sweeps over all entries at once, with any network. `'auto'` is blockwise where it can be: it
+            was the faster one in every size measured.
         validate_args: Whether an inverse that is not finite, or did not converge, is an error; it is NaN otherwise, and
             under XLA, which drops assertions.
         name: Name of the bijector.
