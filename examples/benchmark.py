@@ -19,6 +19,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import _common
 import matplotlib
+import matplotlib.patches
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
@@ -295,13 +296,15 @@ def plot(rows: Sequence[dict[str, Any]], sizes: Sequence[Size], works: Sequence[
         for offset, (name, colour) in enumerate(COLOURS.items()):
             times = [best(rows, size, name, work) for size in sizes]
             places = [i + 0.21 * (offset - 1.5) for i, value in enumerate(times) if value]
-            axis.bar(places, [value for value in times if value], width=0.2, color=colour, label=name)
+            axis.bar(places, [value for value in times if value], width=0.2, color=colour)
         axis.set(title=WORKS[work], yscale='log')
         labels = [f'{size.event}, {size.hidden},\n{size.flows}, {size.batch}' for size in sizes]
         axis.set_xticks(range(len(sizes)), labels, fontsize=7)
         axis.set_xlabel('D, H, T, batch')
     axes[0, 0].set_ylabel('ms')
-    axes[0, 0].legend(frameon=False)
+    # Patches, not the bars: not everyone does every work.
+    handles = [matplotlib.patches.Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+    axes[0, 0].legend(handles=handles, frameon=False)
     figure.tight_layout()
     with _common.atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format='png')
