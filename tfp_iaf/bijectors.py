@@ -35,7 +35,9 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
 
     Cost: `forward` and its log-det together take one network pass, and `inverse` of a result of `forward`, for as long
     as that lives, none (TFP's cache). `inverse` of any other point and its log-det together take the time of one to
-    four passes with `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`.
+    four passes with `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`. That holds in a
+    `tf.function`; eagerly, its many small operations take longer than they compute. Each step adds seconds to the time
+    that XLA takes to compile.
 
     The cache: eagerly, a result is computed anew once the variables of the network were assigned to, and always for a
     tape that did not see how it was made. Not seen are variables that a function closes over, assignments within one
@@ -45,7 +47,8 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         network: `network(x)` or `network(x, context)` gives the parameters, `[..., D, P]`, autoregressive in `x`: a
             `MaskedAutoregressiveNetwork`, a `tfb.AutoregressiveNetwork`, or a function.
         context: Used whenever a call passes none. A call takes `context=`, or `conditional_input=` as TFP's own
-            autoregressive flow does, also nested by the step's name in a `tfb.Chain`.
+            autoregressive flow does; a `tfb.Chain` takes it nested by the name of the step, as in
+            `chain.forward(x, flow_0={'context': h})`, and a distribution as `q.sample(bijector_kwargs={'context': h})`.
         transform: `'gated'`, `'affine'`, or an object of `tfp_iaf.transforms`.
         inverse: `'blockwise'` solves for block after block of entries, and needs a `MaskedAutoregressiveNetwork`;
             `'fixed_point'` sweeps over all entries at once, with any network. `'auto'` is blockwise where it can be: it
@@ -58,7 +61,8 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         ValueError: If `transform` or `inverse` is unknown or does not fit, the network gives another number of
             parameters than the transform takes, or the context is missing, unexpected, given twice or of the wrong
             size.
-        TypeError: If `network` is no callable, or a tensor has another dtype than the network.
+        TypeError: If `network` is no callable, or the context has another dtype than the network. (Where x or y has,
+            TFP raises a ValueError; arrays and lists are converted.)
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 9, 10, 13, 14.

@@ -68,12 +68,14 @@ def checked_context(context: Any, size: int | None, dtype: tf.DType, owner: obje
     if size is None:
         if context is not None:
             raise ValueError(
-                f'context: got one for {owner!r}, which has none. Leave it out, or make that anew: Pass context_size.'
+                f'context: got one for {owner!r}, which has none. Leave it out, or make it anew with one: Pass '
+                f'context_size, or, to a Keras layer, a third input.'
             )
         return None
     if context is None:
         raise ValueError(
             f'context: got None, expected a tensor of shape [..., {size}], since {owner!r} was made with '
-            f'context_size={size}. Pass context=.'
+            f'context_size={size}. Pass context= to the step or its constructor; to a tfb.Chain, nested by the '
+            f'name of the step; to a distribution, in bijector_kwargs={{...}}.'
         )
     return checked_tensor('context', context, size, dtype, owner)

@@ -15,7 +15,7 @@ import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
 from tfp_iaf.checks import checked_hidden_units, checked_size
-from tfp_iaf.networks import VariableFactory
+from tfp_iaf.networks import VariableFactory, checked_activation
 from tfp_iaf.posteriors import IAFPosterior
 from tfp_iaf.transforms import Transform
 
@@ -94,9 +94,8 @@ class IAFSampling(keras.layers.Layer):
         self.transform = transforms.get(transform)
         self._kl_loss_weight = _checked_weight(kl_loss_weight)
         self.alternate_order = alternate_order
-        self.activation = (
-            keras.saving.deserialize_keras_object(activation) if isinstance(activation, dict) else activation
-        )
+        checked_activation(activation)
+        self.activation = activation
         self.seed = seed
         self._seed_generator = keras.random.SeedGenerator(seed)
         self._kl_metric = None if kl_loss_weight is None else keras.metrics.Mean(name='kl')
@@ -177,7 +176,8 @@ class IAFSampling(keras.layers.Layer):
         if self._kl_metric is not None:
             kl = self._kl(z, log_q, *inputs[:2])
             self._kl_metric.update_state(kl)
-            self.add_loss(self._kl_loss_weight * tf.reduce_mean(kl))
+            # In Keras's own dtype, in which it adds up the losses of a model.
+            self.add_loss(tf.cast(self._kl_loss_weight * tf.reduce_mean(kl), keras.config.floatx()))
         return z, log_q
 
     def compute_output_shape(self, input_shape: Any) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
@@ -188,6 +188,9 @@ class IAFSampling(keras.layers.Layer):
         self, z_mean: tf.Tensor, z_log_var: tf.Tensor, context: tf.Tensor | None = None
     ) -> tfp.distributions.TransformedDistribution:
         """Returns q(z|x), for importance weighting, plots, or more than one sample.
+
+        In a trained model, what the layer takes comes from its encoder:
+        `encoder = keras.Model(model.input, layer.input); q = layer.posterior(*encoder(x))`.
 
         >>> layer = IAFSampling(num_flows=1, hidden_units=(16,))
         >>> layer.build([(None, 2), (None, 2)])

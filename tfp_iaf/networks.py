@@ -33,7 +33,8 @@ def random_generator(seed: int | None) -> np.random.Generator:
     return np.random.default_rng(int(seed))
 
 
-def _checked_activation(activation: Any) -> Activation:
+def checked_activation(activation: Any) -> Activation:
+    """Returns the function of a name in `tf.nn`, or a callable itself."""
     if callable(activation):
         return activation
     if activation in _ACTIVATIONS:
@@ -131,7 +132,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         self._hidden_units = checked_hidden_units(hidden_units)
         self._context_size = None if context_size is None else checked_size('context_size', context_size)
         self._params = checked_size('params', params)
-        self._activation = _checked_activation(activation)
+        self._activation = checked_activation(activation)
         self._dtype = checked_dtype(dtype)
         rng = random_generator(seed)
         self._order = masks.permutation(order, self._event_size, rng)

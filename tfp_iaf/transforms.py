@@ -1,7 +1,8 @@
 """What one entry of x goes through, given the parameters that a network made from the entries before it.
 
 A transform is increasing in x and acts on every entry alone, so that its log-derivatives are the log-det of a step.
-Parameters near zero mean a map near the identity: a network that starts small starts a step close to the identity.
+Parameters near zero mean a map near the identity (`Affine`), or one that contracts a little (`Gated`): a network that
+starts small starts its step there.
 """
 
 from __future__ import annotations
