@@ -300,7 +300,14 @@ def reconstructions_and_samples(vaes: dict[str, VAE], images: np.ndarray, latent
 
 # Command line --------------------------------------------------------------------------------------------------------
 
-QUICK = {'seeds': 1, 'steps': 200, 'evaluation_samples': 100, 'output_dir': 'results/vae_digits_quick'}
+QUICK = {
+    'latent_sizes': ['2'],
+    'jobs': 1,  # another process would take longer to start than these runs take
+    'seeds': 1,
+    'steps': 200,
+    'evaluation_samples': 100,
+    'output_dir': 'results/vae_digits_quick',
+}
 
 
 def define_flags() -> None:

@@ -1,79 +1,131 @@
-"""The densities in the plane: a tiny run of the script itself, and its samplers against the densities they state."""
+"""Maximum likelihood on 2-D densities: a tiny run of the script itself, and the targets against their densities."""
 
 import json
 import math
 import subprocess
 import sys
 
+import _common
 import densities
+import matplotlib.image
 import numpy as np
 import pytest
 
-TARGETS = list(densities.TARGETS.items())
+TINY = {'steps': 100, 'num_affine': 1, 'num_gated': 1}
+RUNS = [densities.Settings(target, **TINY) for target in densities.TARGETS]
 
 
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
-    """The output directory and the command, called from somewhere else."""
+    """The output directory and the output of the script, called from somewhere else."""
     folder = tmp_path_factory.mktemp('elsewhere')
-    flags = ['--targets=two moons', '--steps=100', '--num_affine=1', '--num_gated=1', '--output_dir=out']
-    command = [sys.executable, densities.__file__, *flags]
+    flags = [f'--{name}={value}' for name, value in TINY.items()]
+    command = [sys.executable, densities.__file__, '--quick', '--jobs=1', '--output_dir=out', *flags]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return folder, command
+    return folder / 'out', done.stdout
+
+
+def finite(value):
+    if isinstance(value, dict):
+        return all(map(finite, value.values()))
+    if isinstance(value, list):
+        return all(map(finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def never(directory, settings):
+    raise AssertionError(f'{settings.name} is trained again')
 
 
 @pytest.mark.slow
-def test_tiny_run_writes_what_it_says(tiny_run):
-    folder, command = tiny_run
-    (run,) = json.loads((folder / 'out' / 'results.json').read_text())['runs']
-    assert run['nll']['IAF']['mean'] < run['nll']['Gaussian']['mean']
-    assert run['kl']['IAF']['mean'] > 0 and run['integral'] == pytest.approx(1, abs=0.02)
-    assert run['largest_difference'] < 1e-3
-    for plot in ('densities', 'learning_curves'):
-        assert (folder / 'out' / f'{plot}.png').stat().st_size > 1000
-    again = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and 'Resuming: 1 of 1 runs' in again.stdout
+class TestTinyRun:
+    def test_writes_what_it_says(self, tiny_run):
+        directory, output = tiny_run
+        record = json.loads((directory / 'results.json').read_text())
+        assert record['flags']['steps'] == TINY['steps']
+        assert [run['target'] for run in record['runs']] == list(densities.TARGETS)
+        for run in record['runs']:
+            assert finite(run) and len(run['curve']) == 1 and run['ms_per_step'] > 0
+            assert run['integral'] == pytest.approx(1, abs=5e-3)
+            assert run['inverse_less_forward'] < 1e-3
+            for model in ('Gaussian', 'IAF'):
+                nll, kl = run['nll'][model], run['kl'][model]
+                # The estimates differ by that of the entropy from the test points.
+                assert nll['mean'] - kl['mean'] == pytest.approx(run['entropy'], abs=5 * nll['standard_error'])
+                assert kl['mean'] > 0 and f'{nll["mean"]:.3f} ± {nll["standard_error"]:.3f}' in output
+
+    def test_draws(self, tiny_run):
+        height, width, _ = matplotlib.image.imread(tiny_run[0] / 'densities.png').shape
+        assert height > 900 and width > 1200
+
+    def test_goes_on_without_repeating(self, tiny_run, capsys):
+        again = _common.run_cached(never, RUNS, tiny_run[0] / 'runs', 1, False, densities.describe)
+        assert list(again) == RUNS
+        assert 'Resuming: 3 of 3 runs' in capsys.readouterr().out
+
+    def test_leaves_no_temporary_file(self, tiny_run):
+        files = [path.name for path in tiny_run[0].rglob('*') if path.is_file()]
+        kept = [f'{run.name}.{ending}' for run in RUNS for ending in ('json', 'npz')]
+        assert sorted(files) == sorted([*kept, 'results.json', 'densities.png'])
 
 
-@pytest.mark.parametrize(('name', 'target'), TARGETS)
-def test_density_integrates_to_one_in_the_window(name, target):
-    grid = target.grid(400)
-    assert math.exp(grid.log_integral(target.log_density(grid.points))) == pytest.approx(
-        1, abs=1e-2
-    )  # a square of the board may cut a cell
+@pytest.mark.slow
+def test_a_few_hundred_steps_beat_the_gaussian(tmp_path):
+    run = densities.Settings('two moons', steps=400, num_affine=3, num_gated=1)
+    figures = densities.run(tmp_path, run)
+    nll, entropy = figures['nll'], figures['entropy']
+    assert entropy < nll['IAF']['mean'] < nll['Gaussian']['mean'] - 0.3
+    assert figures['curve'][-1] == pytest.approx(nll['IAF']['mean'], abs=0.1)
+    assert figures['integral'] == pytest.approx(1, abs=2e-3)
 
 
-@pytest.mark.parametrize(('name', 'target'), TARGETS)
-def test_samples_have_the_stated_density(name, target):
-    """Their mean log-density is minus the entropy, and the shares of the quadrants those of the density."""
-    points = target.sample(np.random.default_rng(0), 40000)
-    log_p = target.log_density(points)
-    error = log_p.std() / math.sqrt(len(points)) + 1e-3
-    assert -log_p.mean() == pytest.approx(target.entropy(), abs=5 * error)
-    grid = target.grid(400)
-    weights = np.exp(grid.log_cell + target.log_density(grid.points))
-    middle = np.asarray(target.center) + 0.3
-    for signs in np.ndindex(2, 2):
-        share, expected = (
-            np.average(np.all((where > middle) == np.array(signs, bool), axis=-1), weights=weight)
-            for where, weight in ((points, None), (grid.points, weights))
-        )
-        assert share == pytest.approx(expected, abs=0.015)
+def test_training_that_diverges_ends_with_its_name_and_step(tmp_path):
+    run = densities.Settings('rings', learning_rate=float('nan'), **TINY)
+    with pytest.raises(FloatingPointError, match=rf'{run.name}: the loss became nan at step 1\.'):
+        densities.run(tmp_path, run)
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(('name', 'target'), TARGETS)
-def test_window_holds_all_samples(name, target):
-    points = target.sample(np.random.default_rng(1), 10000)
-    assert np.all(np.abs(points - target.center) < target.half_width)
+def test_other_settings_have_other_names():
+    others = [densities.Settings('rings'), densities.Settings('rings', seed=1), densities.Settings('rings', steps=100)]
+    assert len({run.name for run in [*others, densities.Settings('two moons')]}) == 4
 
 
-def test_loss_that_is_not_finite_names_the_step(monkeypatch):
-    class Nowhere(densities.TwoMoons):
-        def sample(self, rng, count):
-            return np.full([count, 2], np.nan)
+@pytest.mark.parametrize('target', densities.TARGETS.values(), ids=list(densities.TARGETS))
+class TestTargets:
+    def test_entropy_is_that_of_the_samples(self, target):
+        log_p = target.log_density(target.sample(np.random.default_rng(0), 20000))
+        assert target.entropy() == pytest.approx(-log_p.mean(), abs=4 * log_p.std() / np.sqrt(len(log_p)) + 1e-9)
 
-    settings = densities.Settings('two moons', steps=100, num_affine=1, num_gated=0)
-    flow = densities.make_flow(settings, np.zeros(2, np.float32), np.ones(2, np.float32))
-    with pytest.raises(FloatingPointError, match='two moons: the loss became nan at step 0'):
-        densities.fit(flow, Nowhere(), settings)
+    def test_samples_have_the_density(self, target):
+        """Their shares in 10 * 10 squares of the window are those of the density, by the midpoint rule."""
+        count, cells, per_cell = 20000, 10, 20
+        side = 2 * target.half_width / cells
+        offsets = (np.arange(cells * per_cell) + 0.5) * side / per_cell - target.half_width
+        points = np.stack(np.meshgrid(*(c + offsets for c in target.center), indexing='ij'), axis=-1).reshape(-1, 2)
+        p = np.exp(target.log_density(points)).reshape(cells, per_cell, cells, per_cell)
+        shares = p.mean(axis=(1, 3)) * side**2
+        assert shares.sum() == pytest.approx(1, abs=1e-3)
+
+        samples = target.sample(np.random.default_rng(1), count)
+        edges = [np.linspace(c - target.half_width, c + target.half_width, cells + 1) for c in target.center]
+        found = np.histogram2d(*samples.T, bins=edges)[0]
+        assert found.sum() > 0.999 * count
+        np.testing.assert_array_less(np.abs(found - count * shares), 5 * np.sqrt(count * shares) + 3)
+
+    def test_samples_depend_on_the_seed_alone(self, target):
+        first, again, other = (target.sample(np.random.default_rng(seed), 5) for seed in (0, 0, 1))
+        assert first.shape == (5, 2)
+        np.testing.assert_array_equal(first, again)
+        assert not np.any(first == other)
+
+
+def test_entropy_of_narrow_rings():
+    # Rings that do not overlap: the entropy of the choice, of a Gaussian radius, and of the circle's length.
+    rings = densities.TARGETS['rings']
+    of_radius = 0.5 * np.log(2 * np.pi * np.e * rings.noise**2)
+    of_choice = -np.sum(rings.shares * np.log(rings.shares))
+    # E[log r] = log R - noise^2 / (2 R^2), to second order.
+    of_circle = np.sum(rings.shares * (np.log(2 * np.pi * rings.radii) - 0.5 * (rings.noise / rings.radii) ** 2))
+    assert rings.entropy() == pytest.approx(of_choice + of_radius + of_circle, abs=1e-3)
