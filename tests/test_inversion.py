@@ -203,3 +203,20 @@ def test_a_residual_that_a_shut_gate_hides_is_found():
     again = step.forward(tf.constant(x)).numpy()
     wrong = np.abs(again - y.numpy()) > 1e-3
     assert np.any(np.isnan(x)) and not np.any(wrong & ~np.isnan(x))
+
+
+@pytest.mark.parametrize('inverse', ['blockwise', 'fixed_point'])
+def test_gradient_of_a_very_large_objective(inverse):
+    """Bounds on transients must not bound the solution."""
+    net = MaskedAutoregressiveNetwork(2, (8,), seed=0)
+    step = InverseAutoregressiveFlow(net, transform='affine', inverse=inverse)
+    y = normal([5, 2], tf.float32)
+
+    def gradients(factor):
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            total = factor * tf.reduce_sum(step.inverse(tf.identity(y)))
+        return tape.gradient(total, [y, *net.trainable_variables])
+
+    for actual, expected in zip(gradients(1e20), gradients(1.0), strict=True):
+        np.testing.assert_allclose(actual / 1e20, expected, rtol=1e-4, atol=1e-5)

@@ -79,9 +79,12 @@ def close(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor, log_det: tf.Tensor) -> t
     return tf.abs(image - y) <= 4000 * _epsilon(y.dtype) * (largest(y) + tf.exp(log_det) * tf.abs(x))
 
 
-def confined(x: tf.Tensor) -> tf.Tensor:
-    """Keeps transients finite: in a masked product, infinity times a forbidden zero is NaN for earlier entries."""
-    bound = _bound(x.dtype)
+def confined(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Keeps transients finite: in a masked product, infinity times a forbidden zero is NaN for earlier entries.
+
+    `scale` is the size of what `x` solves for, if that is above 1.
+    """
+    bound = _bound(x.dtype) * tf.maximum(scale, 1)
     return tf.clip_by_value(tf.where(tf.math.is_nan(x), tf.zeros([], x.dtype), x), -bound, bound)
 
 
@@ -107,13 +110,13 @@ def sweeps(
         return ~tf.reduce_all(still)
 
     def sweep(x: tf.Tensor, _: Any, __: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
-        new, rest = update(confined(x))
+        new, rest = update(confined(x, scale))
         return new, rest, is_moving(new, x)
 
     # A tape that might differentiate the loop would keep the values of every sweep.
     with record.stop_recording():
         # The first sweep stands outside of the loop: it gives everything the shape that it keeps.
-        first, rest = update(confined(start))
+        first, rest = update(confined(start, scale))
         if isinstance(max_sweeps, int) and max_sweeps == 1:
             return first, rest
         x, rest, _ = tf.while_loop(

@@ -89,7 +89,7 @@ class Pass(abc.ABC):
         # A block without entries, of units alone, is evaluated once.
         unknowns, sums = sweeps(sweep, start, max_sweeps=max(start.shape[-1], 1), scale=self.scale)
         values = [self.activation(layer, block, sums[layer - 1]) for layer in range(1, self.num_layers)]
-        return unknowns, sums, [self.features(block, confined(unknowns)), *values]
+        return unknowns, sums, [self.features(block, confined(unknowns, self.scale)), *values]
 
 
 def _product(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
