@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_iaf.inversion import close, first_order_only, in_range, largest
+from tfp_iaf.inversion import first_order_only, largest, nan_unless_solved
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.passes import Block, Pass
 from tfp_iaf.transforms import Transform
@@ -78,7 +78,6 @@ def blockwise(
         return tf.reshape(tf.broadcast_to(value, tf.concat([lead, [size]], axis=0)), [-1, size])
 
     def restored(value: tf.Tensor) -> tf.Tensor:
-        value = tf.where(kept, value, tf.constant(float('nan'), value.dtype))
         value = tf.reshape(value, tf.concat([lead, [network.event_size]], axis=0))
         return network.unranked(tf.ensure_shape(value, static_lead.concatenate([network.event_size])), axis=-1)
 
@@ -89,7 +88,7 @@ def blockwise(
     weights = [tf.convert_to_tensor(variable) for variable in (*network.kernels, *network.biases[1:])]
     flat_y = flat(y, network.event_size)
     x, log_det, image = solve(flat_y, flat(first, network.hidden_units[0]), *weights)
-    kept = tf.reduce_all(close(image, flat_y, x, log_det) & in_range(x), axis=-1, keepdims=True)
+    x, log_det = nan_unless_solved(x, log_det, image, flat_y)
     return restored(x), restored(log_det)
 
 

@@ -56,9 +56,7 @@ def fixed_point(
     """
     solution, _ = sweeps(lambda x: (transform.inverse(y, parameters(x))[0], ()), y, max_sweeps, scale=largest(y))
     x, image, log_det = _implicit(parameters, transform, solution, y)
-    kept = tf.reduce_all(close(image, y, x, log_det) & in_range(x), axis=-1, keepdims=True)
-    nan = tf.constant(float('nan'), y.dtype)
-    return tf.where(kept, x, nan), tf.where(kept, log_det, nan)
+    return nan_unless_solved(x, log_det, image, y)
 
 
 def _epsilon(dtype: tf.DType) -> float:
@@ -69,14 +67,17 @@ def _bound(dtype: tf.DType) -> float:
     return float(dtype.max) ** 0.4
 
 
-def in_range(x: tf.Tensor) -> tf.Tensor:
-    """Tells where `x` is finite, and not so large that a network cannot be evaluated at it."""
-    return tf.abs(x) < _bound(x.dtype)
+def nan_unless_solved(x: tf.Tensor, log_det: tf.Tensor, image: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns `x` and `log_det`, as NaN for each event that the step does not take to `y`, its image.
 
-
-def close(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor, log_det: tf.Tensor) -> tf.Tensor:
-    """Tells where a step takes `x` to `y`, but for round-off in the terms that it adds up to `image`."""
-    return tf.abs(image - y) <= 4000 * _epsilon(y.dtype) * (largest(y) + tf.exp(log_det) * tf.abs(x))
+    Round-off in the terms that the step adds up is allowed for. An entry must be finite, and not so large that a
+    network cannot be evaluated at it.
+    """
+    close = tf.abs(image - y) <= 4000 * _epsilon(y.dtype) * (largest(y) + tf.exp(log_det) * tf.abs(x))
+    in_range = tf.abs(x) < _bound(x.dtype)
+    solved = tf.reduce_all(close & in_range, axis=-1, keepdims=True)
+    nan = tf.constant(float('nan'), y.dtype)
+    return tf.where(solved, x, nan), tf.where(solved, log_det, nan)
 
 
 def confined(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:

@@ -181,7 +181,7 @@ class IAFPosterior(tf.Module):
 
 
 def _check_batch(context: Any, loc: Any) -> None:
-    shapes = tf.convert_to_tensor(context).shape, loc.shape
+    shapes = context.shape, loc.shape
     if None not in (shapes[0].rank, shapes[1].rank):
         try:
             tf.broadcast_static_shape(shapes[0][:-1], shapes[1][:-1])
