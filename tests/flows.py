@@ -116,10 +116,13 @@ def perturb(module: tf.Module, scale: float = 0.3, seed: int = 3) -> None:
 
 
 def masked_kernels(network: tfp_iaf.MaskedAutoregressiveNetwork) -> list[tuple[tf.Variable, np.ndarray]]:
-    """The kernel of each layer, and which of its weights the degrees permit."""
+    """The kernel of each layer, as it is stored, and which of its weights the degrees permit."""
     layers = tfp_iaf.masks.degrees(network.event_size, network.hidden_units, network.context_size is not None)
     layers[-1] = np.repeat(layers[-1], network.params)
-    masks = [tfp_iaf.masks.mask(before, after) for before, after in itertools.pairwise(layers)]
+    masks = [
+        layout.stored(tfp_iaf.masks.mask(before, after))
+        for layout, (before, after) in zip(network.layouts, itertools.pairwise(layers), strict=True)
+    ]
     kernels = [variable for variable in network.trainable_variables if variable.name.startswith('kernel_')]
     return list(zip(kernels, masks, strict=True))
 
@@ -242,6 +245,16 @@ _ALL = (
         order=_random_order(20),
         transform='gated',
     ),
+    # Kernels that are stored in blocks, which do not all have units.
+    Flow(
+        'stored_in_blocks',
+        _step(9, (13, 9), context_size=2, order='random', num_blocks=4),
+        9,
+        2,
+        order=_random_order(9),
+        transform='gated',
+    ),
+    Flow('stored_by_entry', _step(2, (4, 3), 'affine', num_blocks=2), 2, order=(0, 1), transform='affine'),
     Flow(
         'fixed_point',
         _step(4, (8,), 'affine', 'fixed_point', context_size=2),

@@ -17,8 +17,12 @@ def sigmoid(x):
 
 
 def weights_of(network):
-    """The variables' values by name, NumPy arrays in float64."""
-    return {v.name.split(':')[0]: v.numpy().astype(np.float64) for v in network.trainable_variables}
+    """The variables' values by name, NumPy arrays in float64; of what is stored in blocks, the matrices."""
+    weights = {v.name.split(':')[0]: v.numpy().astype(np.float64) for v in network.trainable_variables}
+    if network.num_blocks > 1:
+        for layer in range(len(network.kernels)):
+            weights[f'kernel_{layer}'] = network.triangle(layer).masked().numpy().astype(np.float64)
+    return weights
 
 
 def made(weights, order, params, x, context=None):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.flows import count_ops, normal, perturb
+from tests.flows import count_ops, masked_kernels, normal, perturb
 from tfp_iaf import MaskedAutoregressiveNetwork, transforms
 from tfp_iaf.blocks import blockwise
 from tfp_iaf.inversion import fixed_point
@@ -37,9 +37,11 @@ def inverse_and_gradients(invert, net, y, context):
 
 
 @pytest.mark.parametrize('transform', [transforms.Gated(), transforms.Affine()], ids=str)
-@hypothesis.given(_architectures, st.integers(1, 10))
-def test_equals_sweeps_over_all_entries(transform, architecture, block_size):
-    net = network(**architecture)
+@hypothesis.given(_architectures, st.integers(0, 3), st.integers(0, 3))
+def test_equals_sweeps_over_all_entries(transform, architecture, stored, solved):
+    """However many blocks the kernels are stored in, and however many are solved one after the other."""
+    stored, solved = (2 ** min(power, int(np.log2(architecture['event_size']))) for power in (stored, solved))
+    net = network(**architecture, num_blocks=stored)
     y = normal([3, net.event_size], seed=1)
     context = None if net.context_size is None else normal([3, 2], seed=2)
 
@@ -48,7 +50,7 @@ def test_equals_sweeps_over_all_entries(transform, architecture, block_size):
         return fixed_point(lambda x: net(x, *arguments), transform, y, net.event_size)
 
     def by_blocks(y, context):
-        return blockwise(net, transform, y, context, block_size)
+        return blockwise(net, transform, y, context, solved)
 
     expected = inverse_and_gradients(by_sweeps, net, y, context)
     for actual, other in zip(inverse_and_gradients(by_blocks, net, y, context), expected, strict=True):
@@ -56,16 +58,16 @@ def test_equals_sweeps_over_all_entries(transform, architecture, block_size):
 
 
 @pytest.mark.parametrize('forbidden', [1.0, np.inf, np.nan])
-@pytest.mark.parametrize('block_size', [1, 3, 7])
-def test_forbidden_weights_change_nothing(forbidden, block_size):
-    net = network(event_size=7, hidden_units=(9, 8), context_size=2)
+@pytest.mark.parametrize(('stored', 'solved'), [(1, 1), (1, 4), (4, 1), (2, 4)])
+def test_forbidden_weights_change_nothing(forbidden, stored, solved):
+    net = network(event_size=7, hidden_units=(9, 8), context_size=2, num_blocks=stored)
     y, context = normal([3, 7], seed=1), normal([3, 2], seed=2)
 
     def invert(y, context):
-        return blockwise(net, transforms.Affine(), y, context, block_size)
+        return blockwise(net, transforms.Affine(), y, context, solved)
 
     expected = inverse_and_gradients(invert, net, y, context)
-    for kernel, mask in zip(net.kernels, net.masks, strict=True):
+    for kernel, mask in masked_kernels(net):
         kernel.assign(tf.where(mask, kernel, tf.constant(forbidden, kernel.dtype)))
     for actual, other in zip(inverse_and_gradients(invert, net, y, context), expected, strict=True):
         np.testing.assert_array_equal(actual, other)
@@ -88,6 +90,6 @@ def test_costs_about_one_network_pass():
     """Near the identity the squares on the diagonal take a few sweeps; all else is one product."""
     net = MaskedAutoregressiveNetwork(64, (128,), seed=0)
     graph = tf.function(lambda y: blockwise(net, transforms.Gated(), y)).get_concrete_function(tf.zeros([10, 64]))
-    # For each of eight blocks and two layers: one with the blocks before (the first block has none), and in the first
-    # sweep and in the loop's body one with the block itself.
-    assert count_ops(graph, 'MatMul') <= 8 * 2 * 3
+    # For each of two layers, one with each of the seven corners between eight blocks, and with the block itself one in
+    # the first sweep and one in the loop's body.
+    assert count_ops(graph, 'MatMul') == 2 * (7 + 8 * 2)

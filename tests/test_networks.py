@@ -257,7 +257,7 @@ def test_dtypes_start_from_the_same_weights():
 
 def test_initial_weights_take_the_fan_in_of_the_masks_into_account():
     """Pre-activations have a variance of about one for units of every degree, few inputs or many."""
-    net = MaskedAutoregressiveNetwork(16, (1600, 1600), context_size=4, seed=0, dtype=tf.float64)
+    net = MaskedAutoregressiveNetwork(16, (1600, 1600), context_size=4, seed=0, num_blocks=1, dtype=tf.float64)
     context_kernel = next(v for v in net.trainable_variables if v.name.startswith('context_kernel')).numpy()
     first, second, _ = (np.where(mask, kernel, 0.0) for kernel, mask in masked_kernels(net))
     for kernel in (np.concatenate([first, context_kernel]), second):

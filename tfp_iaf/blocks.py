@@ -1,22 +1,21 @@
 """The inverse of a step with a `MaskedAutoregressiveNetwork`, one block of entries after the other.
 
-Degrees are sorted within every layer. A block of consecutive entries therefore goes with a run of units in each layer,
-and all that it needs from outside of itself comes from the runs before it: one matrix product per layer, with nothing
-masked. Only the small squares on the diagonals are swept until they stand still. All products together are those of
-about one network pass. The transposed system of the gradient has the same structure, from the last block to the first.
+Kernels are block triangular (see `kernels`). What the second half of the entries needs of the first half is one product
+with the corner of each kernel, and each half is solved in the same way. Only the small squares on the diagonals are
+swept until they stand still. All products together are those of about one network pass. The transposed system of the
+gradient has the same structure, from the last block to the first.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from tfp_iaf.inversion import first_order_only, largest, nan_unless_solved
+from tfp_iaf.kernels import Block, Triangle
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
-from tfp_iaf.passes import Block, Pass
+from tfp_iaf.passes import Pass
 from tfp_iaf.transforms import Transform
 
 __all__ = ['blockwise']
@@ -24,7 +23,7 @@ __all__ = ['blockwise']
 Gradient = Callable[..., tuple[tf.Tensor, ...]]
 
 # Measured for 32 to 3072 entries: fewer blocks sweep larger squares, more cost overhead and time to compile.
-_NUM_BLOCKS = 8
+_MOST_BLOCKS = 8
 _SMALLEST_BLOCK = 8
 
 
@@ -33,7 +32,7 @@ def blockwise(
     transform: Transform,
     y: tf.Tensor,
     context: tf.Tensor | None = None,
-    block_size: int | None = None,
+    num_blocks: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     r"""Inverts a step exactly, at about the arithmetic of one network pass.
 
@@ -47,7 +46,7 @@ def blockwise(
         transform: What each entry goes through.
         y: `[..., D]`.
         context: `[..., C]`, or `None`.
-        block_size: Entries per block; by default an eighth of them, at least 8.
+        num_blocks: In how many blocks, a power of two; by default 8, or as many as leave 8 entries to a block.
 
     Returns:
         x: `[..., D]`, the leading shapes of `y` and `context` broadcast. An event is NaN as a whole if an entry of it
@@ -68,8 +67,7 @@ def blockwise(
     >>> bool(tf.reduce_all(tf.abs(inverse - x) < 1e-4))
     True
     """
-    share = network.context_share(context)
-    first = network.biases[0] if share is None else network.biases[0] + share
+    first = network.offset(context)
     y = network.ranked(network.checked_event('y', y), axis=-1)
     lead = tf.broadcast_dynamic_shape(tf.shape(y)[:-1], tf.shape(first)[:-1])
     static_lead = tf.broadcast_static_shape(y.shape[:-1], first.shape[:-1])
@@ -81,9 +79,11 @@ def blockwise(
         value = tf.reshape(value, tf.concat([lead, [network.event_size]], axis=0))
         return network.unranked(tf.ensure_shape(value, static_lead.concatenate([network.event_size])), axis=-1)
 
-    if block_size is None:
-        block_size = max(_SMALLEST_BLOCK, -(-network.event_size // _NUM_BLOCKS))
-    solve = _differentiable_solver(network, transform, block_size)
+    if num_blocks is None:
+        num_blocks = 1
+        while num_blocks < _MOST_BLOCKS and network.event_size >= 2 * num_blocks * _SMALLEST_BLOCK:
+            num_blocks *= 2
+    solve = _differentiable_solver(network, transform, num_blocks)
     # Tensors, not the variables: the gradient of a function with arguments alone needs no search for variables.
     weights = [tf.convert_to_tensor(variable) for variable in (*network.kernels, *network.biases[1:])]
     flat_y = flat(y, network.event_size)
@@ -93,30 +93,29 @@ def blockwise(
 
 
 def _differentiable_solver(
-    network: MaskedAutoregressiveNetwork, transform: Transform, block_size: int
+    network: MaskedAutoregressiveNetwork, transform: Transform, num_blocks: int
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """Returns a function of y, of what the first layer gets beside it, and of the weights, for sorted entries.
 
     It returns x, the log-derivatives, and the step's value at x, which should be y.
     """
-    layers = len(network.kernels)
+    layouts = network.layouts
 
     @tf.custom_gradient
     def solve(y: tf.Tensor, first: tf.Tensor, *weights: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Gradient]:
-        kernels, offsets = weights[:layers], (first, *weights[layers:])
-        forward = _Forward(network, transform, block_size, kernels, offsets, y)
-        x, (*hidden, outputs), _ = forward.solve()
+        kernels = [layout.triangle(weight) for layout, weight in zip(layouts, weights, strict=False)]
+        offsets = (first, *weights[len(layouts) :])
+        x, (*hidden, outputs), _ = _Forward(network, transform, kernels, offsets, y).solve(num_blocks)
         params = _split(outputs, network.params)
         image, log_det = transform.forward(x, params)
 
         def grad(dx: tf.Tensor, dlog_det: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            backward = _Backward(network, transform, block_size, kernels, (x, params, hidden), (dx, dlog_det))
-            w, _, cotangents = backward.solve()
+            backward = _Backward(network, transform, kernels, (x, params, hidden), (dx, dlog_det))
+            w, _, cotangents = backward.solve(num_blocks)
             w, *cotangents = (first_order_only(value, y, first, *weights) for value in (w, *cotangents[::-1]))
-            zero = tf.zeros([], x.dtype)
             kernel_gradients = [
-                tf.where(mask, tf.matmul(value, cotangent, transpose_a=True), zero)
-                for mask, value, cotangent in zip(network.masks, (x, *backward.values), cotangents, strict=True)
+                layout.gradient(value, cotangent)
+                for layout, value, cotangent in zip(layouts, (x, *backward.values), cotangents, strict=True)
             ]
             bias_gradients = [tf.reduce_sum(cotangent, axis=0) for cotangent in cotangents[1:]]
             return w, cotangents[0], *kernel_gradients, *bias_gradients
@@ -130,46 +129,30 @@ def _differentiable_solver(
 class _Forward(Pass):
     """From x, through the network, to the parameters at which the transform takes x to y."""
 
+    backwards = False
+
     def __init__(
         self,
         network: MaskedAutoregressiveNetwork,
         transform: Transform,
-        block_size: int,
-        kernels: Sequence[tf.Tensor],
+        kernels: Sequence[Triangle],
         offsets: Sequence[tf.Tensor],
         y: tf.Tensor,
     ) -> None:
-        self._network, self._transform = network, transform
-        self._kernels, self._offsets, self._y = kernels, offsets, y
-        self.num_layers, self.scale = len(kernels), largest(y)
-        entries, *hidden, outputs = network.degrees
-        edges = _edges(entries.size, block_size)
-        # With the entries of ranks a to b - 1 go the units of degrees a to b - 1: what their outputs need more.
-        self.blocks = _blocks([(entries - 1, edges), *((degrees, edges) for degrees in hidden), (outputs, edges)])
+        self._network, self._transform, self._y = network, transform, y
+        self.kernels, self.offsets, self.scale = kernels, offsets, largest(y)
 
     def start(self, block: Block) -> tf.Tensor:
-        return self._y[:, block[0]]
+        return self._y[:, block.runs[0]]
 
     def features(self, block: Block, unknowns: tf.Tensor) -> tf.Tensor:
         return unknowns
-
-    def kernel(self, layer: int, block: Block, diagonal: bool) -> tf.Tensor:
-        rows, columns = block[layer], block[layer + 1]
-        if diagonal:
-            return _masked(self._network, self._kernels, layer, rows, columns)
-        return self._kernels[layer][: rows.start, columns]
-
-    def offset(self, layer: int, block: Block) -> tf.Tensor:
-        return self._offsets[layer][..., block[layer + 1]]
 
     def activation(self, layer: int, block: Block, sums: tf.Tensor) -> tf.Tensor:
         return self._network.activation(sums)
 
     def update(self, block: Block, results: tf.Tensor) -> tf.Tensor:
-        return self._transform.inverse(self._y[:, block[0]], _split(results, self._network.params))[0]
-
-    def joined(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
-        return tf.concat(parts, axis=-1)
+        return self._transform.inverse(self._y[:, block.runs[0]], _split(results, self._network.params))[0]
 
 
 class _Backward(Pass):
@@ -179,25 +162,17 @@ class _Backward(Pass):
     the implicit function theorem, and what reaches the log-det directly.
     """
 
+    backwards = True
+
     def __init__(
         self,
         network: MaskedAutoregressiveNetwork,
         transform: Transform,
-        block_size: int,
-        kernels: Sequence[tf.Tensor],
+        kernels: Sequence[Triangle],
         solution: tuple[tf.Tensor, tf.Tensor, Sequence[tf.Tensor]],
         cotangents: tuple[tf.Tensor, tf.Tensor],
     ) -> None:
-        self._network, self._kernels = network, kernels
-        self.num_layers = len(kernels)
-        entries, *hidden, outputs = network.degrees
-        edges = _edges(entries.size, block_size)
-        # With the entries of ranks a to b - 1 go the units of degrees a + 1 to b, which see these entries more than the
-        # ones before; the units of degree 0, which see none, come last.
-        edges, shifted = np.append(0, edges), np.append(0, edges + 1)
-        runs = [(entries - 1, edges), *((degrees, shifted) for degrees in hidden), (outputs, edges)]
-        self.blocks = [block[::-1] for block in _blocks(runs)[::-1]]
-
+        self.kernels = kernels[::-1]
         x, params, sums = solution
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([x, params, *sums])
@@ -211,52 +186,23 @@ class _Backward(Pass):
         self._slope = tf.exp(log_det)
         self._start = self._right_side / self._slope
         self.scale = largest(self._start)
+        self.offsets = [tf.zeros([kernel.block.sizes[kernel.layer]], x.dtype) for kernel in self.kernels]
 
     def start(self, block: Block) -> tf.Tensor:
-        return self._start[:, block[-1]]
+        return self._start[:, block.runs[0]]
 
     def features(self, block: Block, unknowns: tf.Tensor) -> tf.Tensor:
-        entries = block[-1]
+        entries = block.runs[0]
         cotangents = self._log_det_by_params[:, entries] * self._dlog_det[:, entries]
         cotangents -= self._y_by_params[:, entries] * unknowns[..., tf.newaxis]
-        return tf.reshape(cotangents, [tf.shape(unknowns)[0], block[0].stop - block[0].start])
-
-    def kernel(self, layer: int, block: Block, diagonal: bool) -> tf.Tensor:
-        rows, columns = block[layer + 1], block[layer]
-        layer = self.num_layers - 1 - layer
-        if diagonal:
-            return tf.transpose(_masked(self._network, self._kernels, layer, rows, columns))
-        return tf.transpose(self._kernels[layer][rows, columns.stop :])
-
-    def offset(self, layer: int, block: Block) -> tf.Tensor:
-        return tf.zeros([], self._slope.dtype)
+        return tf.reshape(cotangents, [-1, block.sizes[-1]])
 
     def activation(self, layer: int, block: Block, sums: tf.Tensor) -> tf.Tensor:
-        return sums * self._derivatives[-layer][:, block[layer]]
+        return sums * self._derivatives[-layer][:, block.runs[-1 - layer]]
 
     def update(self, block: Block, results: tf.Tensor) -> tf.Tensor:
-        entries = block[-1]
+        entries = block.runs[0]
         return (self._right_side[:, entries] + results) / self._slope[:, entries]
-
-    def joined(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
-        return tf.concat(parts[::-1], axis=-1)
-
-
-def _edges(event_size: int, block_size: int) -> np.ndarray:
-    return np.append(np.arange(0, event_size, block_size), event_size)
-
-
-def _blocks(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Block]:
-    """Returns the blocks, from the sorted degrees of each layer and the degrees at which it is cut."""
-    cuts = [np.searchsorted(degrees, edges) for degrees, edges in runs]
-    return [tuple(slice(int(a), int(b)) for a, b in ends) for ends in zip(*map(itertools.pairwise, cuts), strict=True)]
-
-
-def _masked(
-    network: MaskedAutoregressiveNetwork, kernels: Sequence[tf.Tensor], layer: int, rows: slice, columns: slice
-) -> tf.Tensor:
-    kernel = kernels[layer][rows, columns]
-    return tf.where(network.masks[layer][rows, columns], kernel, tf.zeros([], kernel.dtype))
 
 
 def _split(outputs: tf.Tensor, params: int) -> tf.Tensor:

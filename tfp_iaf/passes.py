@@ -8,21 +8,26 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfp_iaf.inversion import confined, sweeps
+from tfp_iaf.kernels import Block, Triangle, joined, product, split
 
-__all__ = ['Block', 'Pass']
+__all__ = ['Pass']
 
-# For each layer, from the entries to the outputs, the run of its units that goes with the block.
-Block = tuple[slice, ...]
+# The unknowns, the sums that reach layers 1 to L, and the values of layers 0 to L - 1.
+Solution = tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]
 
 
 class Pass(abc.ABC):
     """One direction through the layers of a network, with unknowns that its results determine.
 
-    Layers are numbered in the pass's direction: 0 has the values of the unknowns, the last one the results.
+    Layers are numbered in the pass's direction: 0 has the values of the unknowns, the last one the results. Backwards,
+    through transposed kernels, a later block determines the earlier ones.
     """
 
-    blocks: Sequence[Block]
-    num_layers: int
+    backwards: bool
+    # Of each layer.
+    kernels: Sequence[Triangle]
+    # What each layer after the first one gets beside the values of the layer before, `[..., units]`.
+    offsets: Sequence[tf.Tensor]
     # Of the unknowns, below which they count as zero.
     scale: tf.Tensor
 
@@ -35,14 +40,6 @@ class Pass(abc.ABC):
         """Returns the values of layer 0 for the block's unknowns."""
 
     @abc.abstractmethod
-    def kernel(self, layer: int, block: Block, diagonal: bool) -> tf.Tensor:
-        """Returns the weights from `layer` to the block's units of the next, from its own units or from known ones."""
-
-    @abc.abstractmethod
-    def offset(self, layer: int, block: Block) -> tf.Tensor:
-        """Returns what the block's units of the layer after `layer` get beside that."""
-
-    @abc.abstractmethod
     def activation(self, layer: int, block: Block, sums: tf.Tensor) -> tf.Tensor:
         """Returns the values of the block's units of `layer`."""
 
@@ -50,50 +47,51 @@ class Pass(abc.ABC):
     def update(self, block: Block, results: tf.Tensor) -> tf.Tensor:
         """Returns the block's unknowns."""
 
-    @abc.abstractmethod
-    def joined(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns the parts of the blocks, given in the order in which they are solved, as one tensor."""
+    def solve(self, num_blocks: int) -> Solution:
+        """Returns the solution, found in `num_blocks` blocks, a power of two."""
+        return self._solve(self.kernels, self.offsets, num_blocks)
 
-    def solve(self) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        """Returns the unknowns, the sums that reach layers 1 to L, and the values of layers 0 to L - 1."""
-        parts: list[tuple[tf.Tensor, ...]] = []
-        known: list[tf.Tensor] = []
-        for block in self.blocks:
-            unknowns, sums, values = self._solve_block(block, known)
-            known = [self.joined(pair) for pair in zip(known, values, strict=True)] if known else values
-            parts.append((unknowns, *sums))
-        unknowns, *sums = (self.joined(part) for part in zip(*parts, strict=True))
-        return unknowns, sums, known
+    def _solve(self, kernels: Sequence[Triangle], offsets: Sequence[tf.Tensor], num_blocks: int) -> Solution:
+        if num_blocks == 1:
+            return self._solve_block(kernels, offsets)
+        halved = [kernel.halved() for kernel in kernels]
+        halves = halved[0].block.halves
+        first, second = (1, 0) if self.backwards else (0, 1)
+        # Of each layer, for both halves.
+        parts = [
+            split(offset, [half.sizes[kernel.layer + (not self.backwards)] for half in halves])
+            for kernel, offset in zip(halved, offsets, strict=True)
+        ]
+        known = self._solve(
+            [kernel.halves[first] for kernel in halved], [part[first] for part in parts], num_blocks // 2
+        )
+        across = [
+            part[second] + product(values, kernel.corner, transposed=self.backwards)
+            for part, values, kernel in zip(parts, known[-1], halved, strict=True)
+        ]
+        solved = self._solve([kernel.halves[second] for kernel in halved], across, num_blocks // 2)
+        (unknowns, sums, values), others = (solved, known) if self.backwards else (known, solved)
+        return (
+            joined([unknowns, others[0]]),
+            [joined(pair) for pair in zip(sums, others[1], strict=True)],
+            [joined(pair) for pair in zip(values, others[2], strict=True)],
+        )
 
-    def _solve_block(
-        self, block: Block, known: Sequence[tf.Tensor]
-    ) -> tuple[tf.Tensor, Sequence[tf.Tensor], list[tf.Tensor]]:
-        offsets = [self.offset(layer, block) for layer in range(self.num_layers)]
-        if known:
-            offsets = [
-                offset + _product(values, self.kernel(layer, block, diagonal=False))
-                for layer, (offset, values) in enumerate(zip(offsets, known, strict=True))
-            ]
-        kernels = [self.kernel(layer, block, diagonal=True) for layer in range(self.num_layers)]
+    def _solve_block(self, kernels: Sequence[Triangle], offsets: Sequence[tf.Tensor]) -> Solution:
+        block = kernels[0].block
+        squares = [kernel.masked() for kernel in kernels]
 
         def sweep(unknowns: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
             values = self.features(block, unknowns)
             sums: list[tf.Tensor] = []
-            for layer in range(self.num_layers):
+            for layer, (offset, square) in enumerate(zip(offsets, squares, strict=True)):
                 if layer:
                     values = self.activation(layer, block, sums[-1])
-                sums.append(offsets[layer] + _product(values, kernels[layer]))
+                sums.append(offset + product(values, square, transposed=self.backwards))
             return self.update(block, sums[-1]), tuple(sums)
 
-        start = self.start(block)
-        # A block without entries, of units alone, is evaluated once.
-        unknowns, sums = sweeps(sweep, start, max_sweeps=max(start.shape[-1], 1), scale=self.scale)
-        values = [self.activation(layer, block, sums[layer - 1]) for layer in range(1, self.num_layers)]
-        return unknowns, sums, [self.features(block, confined(unknowns, self.scale)), *values]
-
-
-def _product(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    # Hidden layers with fewer units than entries leave blocks without units; XLA on a CPU cannot multiply by nothing.
-    if 0 in kernel.shape:
-        return tf.zeros([tf.shape(values)[0], kernel.shape[1]], values.dtype)
-    return tf.matmul(values, kernel)
+        # Backwards, the units of the lowest degree hang on the unknown that comes out last: one more, for their sums.
+        max_sweeps = block.event_size + self.backwards
+        unknowns, sums = sweeps(sweep, self.start(block), max_sweeps=max_sweeps, scale=self.scale)
+        values = [self.activation(layer, block, sums[layer - 1]) for layer in range(1, len(kernels))]
+        return unknowns, list(sums), [self.features(block, confined(unknowns, self.scale)), *values]

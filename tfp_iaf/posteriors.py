@@ -37,6 +37,7 @@ class IAFPosterior(tf.Module):
         activation: Activation of the networks: a name of `tf.nn`, or a callable.
         seed: Seed of the initial weights. `None` follows TensorFlow's global seed.
         dtype: Dtype of the variables and of the distribution.
+        num_blocks: In how many blocks the networks are cut; see `MaskedAutoregressiveNetwork`.
         variable_factory: See `MaskedAutoregressiveNetwork`.
         name: Name of the module.
 
@@ -78,6 +79,7 @@ class IAFPosterior(tf.Module):
         activation: str | Activation = 'elu',
         seed: int | None = None,
         dtype: tf.DType = tf.float32,
+        num_blocks: int | None = None,
         variable_factory: VariableFactory | None = None,
         name: str = 'iaf_posterior',
     ) -> None:
@@ -101,6 +103,7 @@ class IAFPosterior(tf.Module):
                 order='right-to-left' if alternate_order and t % 2 else 'left-to-right',
                 seed=int(rng.integers(2**31)),
                 dtype=dtype,
+                num_blocks=num_blocks,
                 variable_factory=_prefixed(variable_factory, f'flow_{t}'),
                 name=f'flow_{t}',
             )
