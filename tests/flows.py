@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
+from tfp_iaf import transforms
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -54,7 +55,7 @@ class FunctionStep(Step):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shift(tfp_iaf.transforms.Transform):
+class Shift(transforms.Transform):
     """A transform of a user's own: one parameter per entry, and no change of volume."""
 
     @property
@@ -70,6 +71,12 @@ class Shift(tfp_iaf.transforms.Transform):
         return x, tf.zeros_like(x)
 
 
+def sinh_arcsinh(params: tf.Tensor) -> tfb.Bijector:
+    """A scalar bijector of three parameters: a location, a skewness, and the weight of the tails."""
+    loc, skewness, tailweight = tf.unstack(params, axis=-1)
+    return tfb.Shift(loc)(tfb.SinhArcsinh(skewness, tf.exp(0.5 * tf.tanh(tailweight))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Flow:
     """A named flow.
@@ -80,7 +87,7 @@ class Flow:
         event_size: D.
         context_size: C, or `None`.
         order: For a single step, its entries as they come.
-        transform: `'gated'` or `'affine'` where `reference` can say what the flow must give.
+        transform: `'gated'`, `'affine'` or `'spline'` where `reference` can say what the flow must give.
         idle: Variables without effect, by name.
     """
 
@@ -202,6 +209,9 @@ def _random_order(event_size: int) -> tuple[int, ...]:
     return tuple(tfp_iaf.MaskedAutoregressiveNetwork(event_size, (1,), order='random', seed=7).order.tolist())
 
 
+# Less steep than the default, whose inverse loses digits to rounding as the entries multiply.
+GENTLE_SPLINE = transforms.RationalQuadraticSpline(num_bins=3, min_bin_size=0.1, min_slope=0.3)
+
 _ALL = (
     Flow('gated', _step(3, (8,)), 3, order=(0, 1, 2), transform='gated'),
     Flow('affine', _step(3, (8, 8), 'affine'), 3, order=(0, 1, 2), transform='affine'),
@@ -265,8 +275,19 @@ _ALL = (
     ),
     Flow('inverted', _step(3, (8,), inverted=True, context_size=2), 3, 2, order=(0, 1, 2)),
     Flow('own_transform', _step(3, (8,), Shift(), params=1, context_size=2), 3, 2, order=(0, 1, 2)),
+    Flow('spline', _step(3, (8,), 'spline', params=23), 3, order=(0, 1, 2), transform='spline'),
+    # Two blocks, of eight entries and one.
+    Flow('spline_blocks', _step(9, (12,), GENTLE_SPLINE, params=8, context_size=2), 9, 2, order=tuple(range(9))),
+    Flow(
+        'scalar_bijector',
+        _step(3, (8,), transforms.ScalarBijector(sinh_arcsinh, params=3), params=3, context_size=2),
+        3,
+        2,
+        order=(0, 1, 2),
+    ),
     Flow('function', FunctionStep, 3, order=(0, 1, 2)),
     Flow('chain', _posterior(3, 3, (8, 8), context_size=2), 3, 2, transform='gated'),
+    Flow('spline_chain', _posterior(3, 2, (8,), transform=GENTLE_SPLINE), 3),
     Flow('chain_of_one', _posterior(3, 1, (8,), transform='affine'), 3, order=(0, 1, 2), transform='affine'),
 )
 FLOWS = {flow.name: flow for flow in _ALL}
@@ -283,5 +304,5 @@ each_conditional = _each([flow for flow in _ALL if flow.context_size is not None
 _MASKED = [flow for flow in _ALL if flow.make(tf.float32).networks]
 each_masked = _each(_MASKED)
 each_masked_step = _each([flow for flow in _MASKED if flow.order is not None])
-each_of_the_paper = _each([flow for flow in _ALL if flow.transform is not None])
+each_with_reference = _each([flow for flow in _ALL if flow.transform is not None])
 each_dtype = pytest.mark.parametrize('dtype', [tf.float32, tf.float64], ids=lambda dtype: dtype.name)

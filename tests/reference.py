@@ -1,4 +1,4 @@
-"""A flow in NumPy, unit by unit, written from the paper's equations: slow, plain, and without any code of the package.
+"""A flow in NumPy, unit by unit, written from the papers' equations: slow, plain, and without any code of the package.
 
 The weights come from the variables of a `MaskedAutoregressiveNetwork`, by name: `kernel_l` and `bias_l` of layer l,
 with rows and columns sorted by degree, and `context_kernel`, which feeds the first hidden layer. The outputs of the
@@ -72,6 +72,28 @@ def affine(x, params, max_log_scale=8.0):
         m, log_scale = params[i, 0], max_log_scale * np.tanh(params[i, 1] / max_log_scale)
         y[i] = np.exp(log_scale) * x[i] + m
         log_det += log_scale
+    return y, log_det
+
+
+def spline(x, params, bound=5.0, min_bin_size=1e-2, min_slope=1e-2):
+    """Rational quadratics between knots, Eq. 4 and 5 of "Neural Spline Flows", and the sum of their log-derivatives."""
+    y, log_det = x.copy(), 0.0
+    bins = (params.shape[1] + 1) // 3
+    for i in range(x.size):
+        if not -bound < x[i] < bound:
+            continue
+        corners = []
+        for logits in (params[i, :bins], params[i, bins : 2 * bins]):
+            shares = min_bin_size + (1 - bins * min_bin_size) * np.exp(logits) / np.sum(np.exp(logits))
+            corners.append([-bound + 2 * bound * np.sum(shares[:k]) for k in range(bins + 1)])
+        largest = -np.log(min_slope)
+        slopes = [1.0, *(np.exp(largest * np.tanh(a / largest)) for a in params[i, 2 * bins :]), 1.0]
+        k = max(k for k in range(bins) if corners[0][k] <= x[i])
+        (x0, x1), (y0, y1), (d0, d1) = corners[0][k : k + 2], corners[1][k : k + 2], slopes[k : k + 2]
+        s, t = (y1 - y0) / (x1 - x0), (x[i] - x0) / (x1 - x0)
+        denominator = s + (d1 + d0 - 2 * s) * t * (1 - t)
+        y[i] = y0 + (y1 - y0) * (s * t**2 + d0 * t * (1 - t)) / denominator
+        log_det += np.log(s**2 * (d1 * t**2 + 2 * s * t * (1 - t) + d0 * (1 - t) ** 2) / denominator**2)
     return y, log_det
 
 

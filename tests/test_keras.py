@@ -405,7 +405,7 @@ def test_log_variance_in_single_precision_is_not_rounded_to_half():
         ({'hidden_units': ()}, ValueError, ['hidden_units', 'at least one', '(320, 320)']),
         ({'hidden_units': 8}, TypeError, ['hidden_units', '8', 'sequence of ints']),
         ({'hidden_units': (0,)}, ValueError, ['hidden_units', '0', 'at least 1']),
-        ({'transform': 'spline'}, ValueError, ['transform', "'spline'", "'gated'", "'affine'"]),
+        ({'transform': 'cubic'}, ValueError, ['transform', "'spline'", "'gated'", "'affine'"]),
         ({'activation': 'elou'}, ValueError, ['activation', "'elou'", "'elu'"]),
         ({'kl_loss_weight': 'much'}, TypeError, ['kl_loss_weight', "'much'", 'number']),
         ({'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),

@@ -1,6 +1,4 @@
-"""What holds for every flow of the registry, whatever it is made of."""
-
-import copy
+"""What holds for every flow of the registry, whatever it is made of; `test_conformance` has what any module must do."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,15 +13,13 @@ from tests.flows import (
     each_conditional,
     each_dtype,
     each_flow,
-    each_masked,
     each_masked_step,
-    each_of_the_paper,
     each_step,
+    each_with_reference,
     jacobian,
     masked_kernels,
     normal,
     permitted,
-    perturb,
 )
 
 DIRECTIONS = {'forward': 'forward_log_det_jacobian', 'inverse': 'inverse_log_det_jacobian'}
@@ -99,7 +95,7 @@ def test_overwritten_kernels_leave_the_jacobian_triangular(flow, method, forbidd
 
 
 def _reference(flow, owner, x, context):
-    transform = {'gated': reference.gated, 'affine': reference.affine}[flow.transform]
+    transform = getattr(reference, flow.transform)
     layers = [(reference.weights_of(network), network.order, network.params) for network in owner.networks]
     rows = [
         reference.chain(layers, transform, row.numpy(), None if context is None else context[i].numpy())
@@ -108,7 +104,7 @@ def _reference(flow, owner, x, context):
     return [np.stack(values) for values in zip(*rows, strict=True)]
 
 
-@each_of_the_paper
+@each_with_reference
 def test_value_and_log_det_equal_the_papers_equations(flow):
     owner, x, context = flow.build(), flow.events(), flow.contexts()
     expected = _reference(flow, owner, x, context)
@@ -195,7 +191,7 @@ def test_gradients_equal_finite_differences(flow, direction):
     with tf.GradientTape() as tape:
         total = objective()
     for i, (source, gradient) in enumerate(zip(sources, tape.gradient(total, sources), strict=True)):
-        along, step = normal(source.shape, seed=20 + i), 1e-5
+        along, step = normal(source.shape, seed=20 + i), 3e-6
         source.assign_add(step * along)
         above = objective()
         source.assign_sub(2 * step * along)
@@ -218,43 +214,6 @@ def test_gradients_of_log_prob_scale_with_the_objective(flow, scale):
         return [gradient / scale for gradient in tape.gradient(total, [y, *owner.trainable_variables])]
 
     assert_all_close(gradients(scale), gradients(1.0), rtol=1e-4, atol=1e-5)
-
-
-# Eager execution, graphs, XLA
-
-
-def compiled_equals_eager(flow, jit_compile, batches):
-    """Compares values, log-dets and gradients of both directions, with an unknown batch size."""
-    owner = flow.build()
-
-    def everything(x, context=None):
-        results = []
-        for direction in DIRECTIONS:
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                value, log_det = value_and_log_det(owner.bijector(context), direction, tf.identity(x))
-                total = tf.reduce_sum(tf.sin(value)) + tf.reduce_sum(log_det)
-            variables = [v for v in owner.trainable_variables if v.name not in flow.idle]
-            results.append([value, log_det, tape.gradient(total, [x, *variables])])
-        return results
-
-    sizes = [size for size in (flow.event_size, flow.context_size) if size is not None]
-    signature = [tf.TensorSpec([None, size], tf.float64) for size in sizes]
-    compiled = tf.function(everything, input_signature=signature, jit_compile=jit_compile)
-    for batch in batches:
-        inputs = [flow.events([batch]), flow.contexts([batch])][: len(sizes)]
-        assert_all_close(compiled(*inputs), everything(*inputs), rtol=1e-10, atol=1e-10)
-
-
-@each_flow
-def test_xla_equals_eager(flow):
-    compiled_equals_eager(flow, jit_compile=True, batches=[4])
-
-
-@pytest.mark.parametrize('name', ['function', 'blocks', 'inverted', 'chain'])
-def test_graph_equals_eager(name):
-    """Of the others, the test of the SavedModel compares the values."""
-    compiled_equals_eager(FLOWS[name], jit_compile=False, batches=[1, 4])
 
 
 @pytest.mark.parametrize('name', ['gated', 'chain', 'function', 'fixed_point'])
@@ -308,63 +267,6 @@ def test_empty_batch(flow):
         value, log_det = value_and_log_det(bijector, direction, flow.events([0]))
         assert value.shape == [0, flow.event_size]
         assert log_det.shape == [0]
-
-
-# Saving and copying
-
-
-@each_flow
-def test_checkpoint_brings_every_value_back(flow, tmp_path):
-    saved, restored = flow.build(), flow.make(tf.float64)
-    perturb(restored, seed=4)
-    path = tf.train.Checkpoint(flow=saved).write(str(tmp_path / 'checkpoint'))
-    status = tf.train.Checkpoint(flow=restored).read(path)
-    status.assert_consumed()
-    x, context = flow.events(), flow.contexts()
-    expected = value_and_log_det(saved.bijector(context), 'inverse', x)
-    actual = value_and_log_det(restored.bijector(context), 'inverse', tf.identity(x))
-    assert_all_close(actual, expected, rtol=0, atol=0)
-
-
-@each_flow
-def test_saved_model_computes_the_same(flow, tmp_path):
-    module = tf.Module()
-    module.owner = flow.build()
-    sizes = [size for size in (flow.event_size, flow.context_size) if size is not None]
-    inputs = [flow.events(), flow.contexts()][: len(sizes)]
-
-    def both(x, context=None):
-        bijector = module.owner.bijector(context)
-        return {name: value_and_log_det(bijector, name, tf.identity(x)) for name in DIRECTIONS}
-
-    module.both = tf.function(both, input_signature=[tf.TensorSpec([None, size], tf.float64) for size in sizes])
-    tf.saved_model.save(module, str(tmp_path))
-    loaded = tf.saved_model.load(str(tmp_path))
-    assert_all_close(loaded.both(*inputs), both(*inputs), rtol=1e-11, atol=1e-11)
-
-
-@each_masked
-def test_deepcopy_has_variables_of_its_own(flow):
-    owner, x, context = flow.build(), flow.events(), flow.contexts()
-    copied = copy.deepcopy(owner.bijector(context))
-    before = value_and_log_det(copied, 'inverse', x)
-    perturb(owner, seed=5)
-    assert_all_close(value_and_log_det(copied, 'inverse', tf.identity(x)), before, rtol=0, atol=0)
-    assert np.all(owner.bijector(context).inverse(tf.identity(x)) != before[0])
-
-
-@each_flow
-def test_repr_names_the_classes(flow):
-    text = repr(flow.build().bijector(flow.contexts()))
-    assert 'InverseAutoregressiveFlow' in text
-    assert f'batch_shape={[5] if flow.context_size else []}' in text
-
-
-@each_masked
-def test_variables_are_visible_by_identity(flow):
-    owner = flow.build()
-    ids = [{id(v) for v in module.trainable_variables} for module in (owner, owner.bijector(flow.contexts()))]
-    assert ids[0] == ids[1] and ids[0]
 
 
 # Values that are no numbers
