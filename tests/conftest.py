@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import flows
+from tfp_iaf import blocks
 
 # Tight float32 tolerances would not hold on a GPU that rounds the inputs of its matrix products to 10 bits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -28,3 +29,16 @@ def fixed_seeds():
 def network_calls(monkeypatch):
     """The list of networks evaluated so far, one item a call."""
     return flows.recorded_calls(monkeypatch)
+
+
+@pytest.fixture
+def inversions(monkeypatch):
+    """The list of networks inverted block by block so far."""
+    inverted, blockwise = [], blocks.blockwise
+
+    def recorded(network, *args):
+        inverted.append(network)
+        return blockwise(network, *args)
+
+    monkeypatch.setattr(blocks, 'blockwise', recorded)
+    return inverted

@@ -335,8 +335,8 @@ def test_network_that_is_no_callable(net):
 
 
 def test_unknown_transform():
-    with raises(ValueError, 'transform', "'spline'", "'gated'", "'affine'"):
-        InverseAutoregressiveFlow(network(), transform='spline')
+    with raises(ValueError, 'transform', "'cubic'", "'gated'", "'affine'"):
+        InverseAutoregressiveFlow(network(), transform='cubic')
 
 
 def test_unknown_method_of_the_inverse():

@@ -5,9 +5,6 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
-from absl import flags
-from absl.testing import absltest
-from tensorflow_probability.python.internal import test_util
 
 from tests import reference
 from tests.flows import count_ops, normal, perturb, raises, tfd
@@ -103,22 +100,6 @@ def test_samples_have_the_density(transform):
     # Five standard errors of a count, and the error of the quadrature.
     error = 5 * np.sqrt(probability * (1 - probability) / count) + 0.01 * probability + 1e-4
     assert np.all(np.abs(found / count - probability) < error)
-
-
-class TestConsistency(absltest.TestCase, test_util.VectorDistributionTestHelpers):
-    """TFP's own check, of the volume of a ball by importance sampling."""
-
-    def assertAllClose(self, actual, expected, rtol, atol):  # noqa: N802
-        np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
-
-    def test_samples_agree_with_log_prob(self):
-        flags.FLAGS.mark_as_parsed()  # TFP reads a seed from them
-        for transform in ('gated', 'affine'):
-            q = _planar(transform)
-            center = tf.reduce_mean(q.sample(1000, seed=SEED), axis=0)
-            self.run_test_sample_consistent_log_prob(
-                lambda tensors: tensors, q, num_samples=100_000, radius=0.5, center=center, rtol=0.03, seed=1
-            )
 
 
 # Shapes
@@ -419,7 +400,7 @@ def test_names_are_stable_when_called_twice_in_a_function():
 
     twice(*arguments())
     assert names[0] == names[1]
-    assert names[0] == ['flows', 'flow_2', 'flow_1', 'flow_0']
+    assert names[0] == ['iaf_posterior', 'flow_2', 'flow_1', 'flow_0']
 
 
 def test_context_nested_by_name():
@@ -476,7 +457,7 @@ def test_properties_and_repr():
         ({'hidden_units': []}, ValueError, ['hidden_units', 'at least one']),
         ({'hidden_units': 8}, TypeError, ['hidden_units', '8', 'sequence of ints']),
         ({'context_size': 0}, ValueError, ['context_size', '0', 'at least 1']),
-        ({'transform': 'spline'}, ValueError, ['transform', "'spline'", "'gated'", "'affine'"]),
+        ({'transform': 'cubic'}, ValueError, ['transform', "'cubic'", "'gated'", "'affine'"]),
         ({'activation': 'elou'}, ValueError, ['activation', "'elou'", "'elu'"]),
         ({'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),
         ({'dtype': tf.int32}, TypeError, ['dtype', 'int32', 'float32', 'float64']),

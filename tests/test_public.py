@@ -30,6 +30,7 @@ def test_names_of_the_package():
         'InverseAutoregressiveFlow',
         'MaskedAutoregressiveNetwork',
         '__version__',
+        'build_iaf_surrogate_posterior',
         'keras',
         'masks',
         'objectives',
@@ -45,7 +46,7 @@ def test_names_of_the_package():
         (tfp_iaf.keras, ['IAFSampling']),
         (tfp_iaf.masks, ['degrees', 'hidden_degrees', 'mask', 'permutation']),
         (tfp_iaf.objectives, ['importance_weighted_log_likelihood']),
-        (tfp_iaf.transforms, ['Affine', 'Gated', 'Transform', 'get']),
+        (tfp_iaf.transforms, ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
 )

@@ -14,12 +14,14 @@ from tfp_iaf._version import __version__  # noqa: E402
 from tfp_iaf.bijectors import InverseAutoregressiveFlow  # noqa: E402
 from tfp_iaf.networks import MaskedAutoregressiveNetwork  # noqa: E402
 from tfp_iaf.posteriors import IAFPosterior  # noqa: E402
+from tfp_iaf.surrogates import build_iaf_surrogate_posterior  # noqa: E402
 
 __all__ = [
     'IAFPosterior',
     'InverseAutoregressiveFlow',
     'MaskedAutoregressiveNetwork',
     '__version__',
+    'build_iaf_surrogate_posterior',
     'keras',
     'masks',
     'objectives',

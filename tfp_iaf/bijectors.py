@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import parameter_properties
 
 from tfp_iaf import blocks, inversion, transforms
-from tfp_iaf.caching import Dependencies, StepCache
+from tfp_iaf.caching import CachedBijector, Dependencies
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.transforms import Transform
 
@@ -19,7 +18,7 @@ __all__ = ['InverseAutoregressiveFlow']
 Network = Callable[..., tf.Tensor]
 
 
-class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
+class InverseAutoregressiveFlow(CachedBijector):
     r"""One step of an Inverse Autoregressive Flow: fast forward, with the log-det from the same network pass.
 
     $$y_i = t(x_i;\ \mathrm{params}_i(x_{<i}, h)), \qquad \log\left|\det \frac{\partial y}{\partial x}\right| =
@@ -41,7 +40,9 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
 
     The cache: eagerly, a result is computed anew once the variables of the network were assigned to, and always for a
     tape that did not see how it was made. Not seen are variables that a function closes over, assignments within one
-    `tf.function`, and what TFP keeps itself for a `tfb.Chain` of steps; `IAFPosterior.bijector` keeps nothing.
+    `tf.function`, and what TFP's own bijectors around a step keep: a `tfb.Chain` keeps the way back from each of its
+    results, for as long as that lives. Of a sample z that is older than an assignment, or than the tape, take
+    `q.log_prob(tf.identity(z))` there. The chain of `IAFPosterior.bijector` keeps nothing.
 
     Args:
         network: `network(x)` or `network(x, context)` gives the parameters, `[..., D, P]`, autoregressive in `x`: a
@@ -67,6 +68,7 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 9, 10, 13, 14.
 
+    >>> import tensorflow_probability as tfp
     >>> import tfp_iaf
     >>> net = tfp_iaf.MaskedAutoregressiveNetwork(2, hidden_units=(8,), seed=0)
     >>> step = tfp_iaf.InverseAutoregressiveFlow(net)
@@ -76,8 +78,6 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
     >>> z.shape, log_q.shape
     (TensorShape([5, 2]), TensorShape([5]))
     """
-
-    _cache = StepCache('_augmented_forward', '_augmented_inverse')
 
     def __init__(
         self,
@@ -134,10 +134,6 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
         """The context that is used when a call passes none."""
         return self._context
 
-    @property
-    def _parts_interact(self) -> bool:
-        return True
-
     def _augmented_forward(self, x: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         context = self._context_of(**kwargs)
         y, log_det = self._transform.forward(x, self._parameters_at(x, context))
@@ -156,16 +152,6 @@ class InverseAutoregressiveFlow(tfp.bijectors.Bijector):
             with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(tf.math.is_nan(x)), [message])]):
                 x = tf.identity(x)
         return x, self._attributes(log_det, context)
-
-    # Through the public directions, so that the value computed with a log-det is in the cache as well.
-
-    def _forward_log_det_jacobian(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
-        y = self.forward(x, **kwargs)
-        return -self._cache.inverse_attributes(y, **kwargs)['ildj']
-
-    def _inverse_log_det_jacobian(self, y: tf.Tensor, **kwargs: Any) -> tf.Tensor:
-        x = self.inverse(y, **kwargs)
-        return self._cache.forward_attributes(x, **kwargs)['ildj']
 
     def _attributes(self, log_det: tf.Tensor, context: tf.Tensor | None) -> dict[str, Any]:
         # Asked of the network: the search that tf.Module would make through the bijector, at every call, takes as long

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 from tensorflow.python.eager import record
 from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes
 from tensorflow_probability.python.bijectors.chain import _Chain
 from tensorflow_probability.python.internal import cache_util
 
-__all__ = ['Dependencies', 'StepCache', 'UncachedChain']
+__all__ = ['CachedBijector', 'Dependencies', 'StepCache', 'UncachedChain']
 
 
 class Dependencies:
@@ -74,6 +75,26 @@ class StepCache(cache_util.BijectorCacheWithGreedyAttrs):
             return False
         results = [output, edge.attributes['ildj']]
         return dependencies.are_recorded_in(results, argument) and dependencies.are_unchanged()
+
+
+class CachedBijector(tfp.bijectors.Bijector):
+    """A bijector whose value and log-det come from one evaluation, and are kept for as long as they hold.
+
+    A subclass gives `_augmented_forward` and `_augmented_inverse`, which return a value and its attributes: `'ildj'`,
+    the log-det of the inverse, and the `'dependencies'`.
+    """
+
+    _cache = StepCache('_augmented_forward', '_augmented_inverse')
+
+    # Through the public directions, so that the value computed with a log-det is in the cache as well.
+
+    def _forward_log_det_jacobian(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+        y = self.forward(x, **kwargs)
+        return -self._cache.inverse_attributes(y, **kwargs)['ildj']
+
+    def _inverse_log_det_jacobian(self, y: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+        x = self.inverse(y, **kwargs)
+        return self._cache.forward_attributes(x, **kwargs)['ildj']
 
 
 class _NoCache(cache_util.BijectorCache):

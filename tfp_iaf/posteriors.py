@@ -18,6 +18,8 @@ from tfp_iaf.transforms import Transform
 
 __all__ = ['IAFPosterior']
 
+_DEFAULT_NAME = 'iaf_posterior'
+
 
 class IAFPosterior(tf.Module):
     r"""A diagonal Gaussian sent through steps of an Inverse Autoregressive Flow, with the networks of all steps.
@@ -39,7 +41,7 @@ class IAFPosterior(tf.Module):
         dtype: Dtype of the variables and of the distribution.
         num_blocks: In how many blocks the networks are cut; see `MaskedAutoregressiveNetwork`.
         variable_factory: See `MaskedAutoregressiveNetwork`.
-        name: Name of the module.
+        name: Name of the module, and, if given, of its distributions.
 
     Call arguments:
         loc, scale_diag: Mean and standard deviation of the base distribution, `[..., D]`.
@@ -49,7 +51,10 @@ class IAFPosterior(tf.Module):
         A `tfd.TransformedDistribution` with event shape `[D]` and the batch shape of `loc`, `scale_diag` and `context`.
 
     Cost: `sample` with `log_prob` of the sample, or `experimental_sample_and_log_prob`: one pass of each network.
-    `log_prob` of another point inverts every step; see `InverseAutoregressiveFlow`.
+    `log_prob` of another point inverts every step; see `InverseAutoregressiveFlow`. Another point is, to TFP's cache,
+    what `tf.identity`, NumPy or another `tf.function` made of a sample, a sample under a context that is another
+    tensor, and one that came through `tfd.Independent`, `tfd.Sample`, a mixture or a joint distribution: of the first
+    two and the last take `experimental_sample_and_log_prob`, for one pass of each network there too.
 
     Raises:
         ValueError: If a size, the transform or the context does not fit; see `MaskedAutoregressiveNetwork`.
@@ -81,7 +86,7 @@ class IAFPosterior(tf.Module):
         dtype: tf.DType = tf.float32,
         num_blocks: int | None = None,
         variable_factory: VariableFactory | None = None,
-        name: str = 'iaf_posterior',
+        name: str = _DEFAULT_NAME,
     ) -> None:
         super().__init__(name=name)
         self._event_size = checked_size('event_size', event_size)
@@ -159,12 +164,15 @@ class IAFPosterior(tf.Module):
         base = tfp.distributions.Independent(
             tfp.distributions.Normal(loc, scale_diag, validate_args=self._validate_args), reinterpreted_batch_ndims=1
         )
-        return tfp.distributions.TransformedDistribution(base, self.bijector(context), name=self.name)
+        # A joint distribution insists on a name that was given, but finds its own where none was.
+        name = None if self.name == _DEFAULT_NAME else self.name
+        return tfp.distributions.TransformedDistribution(base, self.bijector(context), name=name)
 
     def bijector(self, context: Any = None) -> tfp.bijectors.Chain:
         """Returns the steps alone, as a `tfb.Chain`, each with `context` as its own.
 
-        Without one, a call takes `context` by keyword, nested by the steps' names: `flow_0={'context': context}, ...`.
+        Without one, a call takes `context` by keyword, nested by the steps' names: `flow_0={'context': context}, ...`;
+        within a `tfb.Chain` of a user's own, nested once more, by the name of the posterior.
         """
         if context is not None:
             context = checked_context(context, self._context_size, self._dtype, self)
@@ -180,7 +188,7 @@ class IAFPosterior(tf.Module):
             for network in self._networks
         ]
         # A Chain applies its last bijector first.
-        return UncachedChain(steps[::-1], name='flows/')
+        return UncachedChain(steps[::-1], name=f'{self.name}/')
 
 
 def _check_batch(context: Any, loc: Any) -> None:
