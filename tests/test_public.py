@@ -16,6 +16,7 @@ import tensorflow_probability as tfp
 
 import tfp_iaf
 import tfp_iaf.keras
+import tfp_iaf.tf_keras
 from tests.flows import raises
 from tfp_iaf import _requirements
 
@@ -34,6 +35,7 @@ def test_names_of_the_package():
         'keras',
         'masks',
         'objectives',
+        'tf_keras',
         'transforms',
     ]
     assert all(hasattr(tfp_iaf, name) for name in tfp_iaf.__all__)
@@ -43,9 +45,10 @@ def test_names_of_the_package():
 @pytest.mark.parametrize(
     ('module', 'names'),
     [
-        (tfp_iaf.keras, ['IAFSampling']),
+        (tfp_iaf.keras, ['IAFSampling', 'KLWarmup']),
+        (tfp_iaf.tf_keras, ['IAFSampling', 'KLWarmup']),
         (tfp_iaf.masks, ['degrees', 'hidden_degrees', 'mask', 'permutation']),
-        (tfp_iaf.objectives, ['importance_weighted_log_likelihood']),
+        (tfp_iaf.objectives, ['free_bits', 'importance_weighted_log_likelihood']),
         (tfp_iaf.transforms, ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
@@ -64,11 +67,13 @@ def test_version():
 
 
 def test_import_is_light():
-    """Plain TFP code needs no plots, no data sets and no Keras layer."""
+    """Plain TFP code needs no plots, no data sets and no Keras layer; and one Keras does not need the other."""
     code = (
         'import sys\n'
         'sys.modules.update(dict.fromkeys(["matplotlib", "sklearn", "tqdm"]))\n'  # each import of them fails
         'import tfp_iaf\n'
+        'assert not {"tfp_iaf.keras", "tfp_iaf.tf_keras"} & set(sys.modules)\n'
+        'tfp_iaf.tf_keras.IAFSampling\n'
         'assert "tfp_iaf.keras" not in sys.modules\n'
         'tfp_iaf.keras.IAFSampling\n'
     )

@@ -25,14 +25,15 @@ __all__ = [
     'keras',
     'masks',
     'objectives',
+    'tf_keras',
     'transforms',
 ]
 
 
 def __getattr__(name: str) -> types.ModuleType:
     # Keras layers are imported when they are asked for, so that plain TFP code does not pay for them.
-    if name == 'keras':
-        return importlib.import_module('tfp_iaf.keras')
+    if name in ('keras', 'tf_keras'):
+        return importlib.import_module(f'tfp_iaf.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

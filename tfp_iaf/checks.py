@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-__all__ = ['checked_context', 'checked_dtype', 'checked_hidden_units', 'checked_size', 'checked_tensor']
+__all__ = [
+    'checked_context',
+    'checked_dtype',
+    'checked_hidden_units',
+    'checked_number',
+    'checked_size',
+    'checked_tensor',
+]
 
 
 def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
@@ -18,6 +25,16 @@ def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f'{argument}: got {value}, expected at least {minimum}.')
     return int(value)
+
+
+def checked_number(argument: str, value: Any, minimum: float | None = None) -> float:
+    """Returns `value` as a float, of at least `minimum`."""
+    expected = 'a number' if minimum is None else f'a number of at least {minimum:g}'
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f'{argument}: got {value!r}, expected {expected}.')
+    if minimum is not None and not value >= minimum:
+        raise ValueError(f'{argument}: got {value}, expected {expected}.')
+    return float(value)
 
 
 def checked_hidden_units(hidden_units: Any) -> tuple[int, ...]:

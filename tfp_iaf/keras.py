@@ -1,25 +1,22 @@
-"""The flow as one layer of a Keras 3 model.
+"""The flow as one layer of a Keras 3 model, and a callback for its KL term.
 
-Keras must run on TensorFlow. For models made with tf_keras (Keras 2) this layer does not fit.
+Keras must run on TensorFlow. For models made with tf_keras (Keras 2), take `tfp_iaf.tf_keras` with the same names: a
+layer of one Keras does not fit into a model of the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
-from tfp_iaf.checks import checked_hidden_units, checked_size
-from tfp_iaf.networks import VariableFactory, checked_activation
-from tfp_iaf.posteriors import IAFPosterior
-from tfp_iaf.transforms import Transform
+from tfp_iaf.sampling import SamplingLayer
+from tfp_iaf.warmup import WarmupCallback
 
-__all__ = ['IAFSampling']
+__all__ = ['IAFSampling', 'KLWarmup']
 
 if keras.backend.backend() != 'tensorflow':
     raise ImportError(
@@ -27,15 +24,12 @@ if keras.backend.backend() != 'tensorflow':
         f'Probability needs. Set the environment variable KERAS_BACKEND=tensorflow before Keras is imported.'
     )
 
-_INPUTS = 'a list of [z_mean, z_log_var] or [z_mean, z_log_var, context]'
-
-
-for _transform in (transforms.Affine, transforms.Gated):
+for _transform in transforms.CLASSES:
     keras.saving.register_keras_serializable(package='tfp_iaf')(_transform)
 
 
 @keras.saving.register_keras_serializable(package='tfp_iaf')
-class IAFSampling(keras.layers.Layer):
+class IAFSampling(SamplingLayer, keras.layers.Layer):
     r"""The sampling layer of a VAE, with an Inverse Autoregressive Flow behind the Gaussian.
 
     $$z_0 = \mu + \sigma \epsilon, \quad z_t = f_t(z_{t-1}, h), \quad
@@ -45,26 +39,45 @@ class IAFSampling(keras.layers.Layer):
     `z, log_q = IAFSampling()([z_mean, z_log_var])`, or, with a context h made by the encoder,
     `IAFSampling()([z_mean, z_log_var, h])`. `layer.posterior(...)` gives the distribution itself.
 
-    Shapes: z_mean, z_log_var and z `[batch, D]`, context `[batch, C]`, log_q `[batch]`. Dtype: the layer's variable
-    dtype, also under a mixed precision policy, since a log-det is a sum that half precision would spoil.
+    Shapes: z_mean, z_log_var and z `[batch, D]`, context `[batch, C]`, log_q `[batch]`. Feature maps, such as
+    `[batch, H, W, C]`, are one event of all their axes but the first: the layer flattens them, and gives z their shape
+    back; a context of any rank is flattened too. Dtype: the layer's variable dtype, also under a mixed precision
+    policy, since a log-det is a sum that half precision would spoil.
 
-    Cost: one pass of each step's network per call.
+    Cost: one pass of each step's network per call. Weights: `summary()` counts all that are stored, and one that is not
+    trainable for `kl_loss_weight`. The masks put zeros in the place of nearly half of each network's kernels, but for
+    those of the context. Most of these weights are not stored where kernels are so large that they are cut into blocks
+    (above 2^16 weights); else they are counted, and stay as they were initialised, at zero.
 
     Args:
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
         transform: `'gated'` (only contracts), `'affine'` (expands too), or an object of `tfp_iaf.transforms`.
-        kl_loss_weight: With a number, the layer adds this times the batch's mean KL(q(z|x) || N(0, I)) to the model's
-            loss, and reports the KL as the metric `kl`. It is the log-ratio at the samples, or, with `num_flows=0`,
-            analytic. `None` leaves the loss to the model.
+        kl_loss_weight: With a number, the layer adds this times the batch's mean KL(q(z|x) || p(z)) to the model's
+            loss, and reports the KL as the metric `kl`. It is the log-ratio at the samples, or, with `num_flows=0` and
+            the standard normal prior, analytic. `None` leaves the loss to the model. `layer.kl_loss_weight` is a
+            variable that is saved with the weights: `layer.kl_loss_weight.assign(0.5)` changes a model in training, and
+            `KLWarmup` does so step by step. The config keeps the number given here.
+        free_bits: A number of nats: the KL term is then no less than this, and while the batch's mean KL is below, it
+            has no gradient; see `tfp_iaf.objectives.free_bits`, with all of z as one group. The metric `kl` stays the
+            KL itself.
+        prior: p(z). `None` is the standard normal. A `tfd.Distribution` has the event shape of z and no batch shape; or
+            it is scalar, and of every entry, with a batch shape that broadcasts to the event shape of z. A function, or
+            a Keras layer, maps z to log p(z), `[batch]`; a layer is trained and saved with this one. A distribution
+            cannot be saved in a config, and must have no variables: for either, pass a registered function or a layer.
         alternate_order: Whether every second step takes the entries from right to left.
-        activation: Activation of the networks: a name of `tf.nn`, or a callable.
-        seed: Seed of the initial weights and of the samples. `None` follows `keras.utils.set_random_seed`.
+        activation: Activation of the networks: a name of `tf.nn` or of `keras.activations`, or a function that acts on
+            every unit alone and has no variables; so no layer.
+        seed: Seed of the initial weights and of the samples. `None` follows `keras.utils.set_random_seed`. Where it has
+            come to is saved with the weights. The replicas of a `tf.distribute` strategy draw different samples.
         **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.
 
     Raises:
-        ValueError: If there are not two or three inputs, or their sizes do not fit.
-        TypeError: If the variable dtype is neither float32 nor float64.
+        ValueError: If there are not two or three inputs, their sizes do not fit, or a context is missing or unexpected;
+            if `free_bits` or `prior` comes without `kl_loss_weight`, `prior` has another shape, or `activation` mixes
+            units.
+        TypeError: If an input is not floating, the variable dtype is neither float32 nor float64, or `prior` or
+            `activation` is an object whose variables Keras would not find.
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Algorithm 1.
@@ -75,172 +88,85 @@ class IAFSampling(keras.layers.Layer):
     (TensorShape([5, 2]), TensorShape([5]))
     """
 
-    def __init__(
-        self,
-        num_flows: int = 4,
-        hidden_units: Sequence[int] = (320, 320),
-        transform: str | Transform = 'gated',
-        kl_loss_weight: float | None = None,
-        *,
-        alternate_order: bool = True,
-        activation: Any = 'elu',
-        seed: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        # Without Keras's autocast, which would round the encoder's float32 outputs to half precision.
-        super().__init__(**{'autocast': False, **kwargs})
-        self.num_flows = checked_size('num_flows', num_flows, minimum=0)
-        self.hidden_units = checked_hidden_units(hidden_units)
-        self.transform = transforms.get(transform)
-        self._kl_loss_weight = _checked_weight(kl_loss_weight)
-        self.alternate_order = alternate_order
-        checked_activation(activation)
-        self.activation = activation
-        self.seed = seed
-        self._seed_generator = keras.random.SeedGenerator(seed)
-        self._kl_metric = None if kl_loss_weight is None else keras.metrics.Mean(name='kl')
-        self._sizes: tuple[int, int | None] | None = None
-        self._flow_weights: dict[str, Any] = {}
-        self._posterior: IAFPosterior | None = None
+    _keras = keras
+    _serialize = staticmethod(keras.saving.serialize_keras_object)
+    _deserialize = staticmethod(keras.saving.deserialize_keras_object)
 
-    @property
-    def kl_loss_weight(self) -> float | None:
-        """Weight of the KL term in the model's loss, or `None`."""
-        return self._kl_loss_weight
-
-    def build(self, input_shape: Any) -> None:
-        """Makes the networks, from the shapes of the inputs."""
-        if (
-            not isinstance(input_shape, (list, tuple))
-            or len(input_shape) not in (2, 3)
-            or not all(isinstance(shape, (list, tuple)) for shape in input_shape)
-        ):
-            raise ValueError(f'inputs: got the shape(s) {input_shape}, expected {_INPUTS}.')
-        sizes = [shape[-1] for shape in input_shape]
-        if None in sizes or sizes[0] != sizes[1]:
-            raise ValueError(
-                f'inputs: got the shapes {input_shape}, expected known last dimensions, and equal ones for z_mean and '
-                f'z_log_var.'
-            )
-        self._sizes = (sizes[0], sizes[2] if len(sizes) == 3 else None)
-        self._keep(self._make_posterior(self._sizes, self._make_weight))
-        self.built = True
-
-    def _make_posterior(self, sizes: tuple[int, int | None], variable_factory: VariableFactory) -> IAFPosterior:
-        return IAFPosterior(
-            sizes[0],
-            self.num_flows,
-            self.hidden_units,
-            context_size=sizes[1],
-            transform=self.transform,
-            alternate_order=self.alternate_order,
-            activation=self.activation,
-            seed=self.seed,
-            dtype=tf.as_dtype(self.variable_dtype),
-            variable_factory=variable_factory,
-            name=self.name,
-        )
-
-    def _make_weight(self, name: str, value: np.ndarray) -> tf.Variable:
-        # Keras tracks, trains and saves the weight; its raw variable is what TFP finds in the flow. With autocast, it
-        # would be a cast tensor under mixed precision.
-        weight = self.add_weight(
-            name=name.replace('/', '_'),
+    def _new_weight(self, name: str, value: np.ndarray, trainable: bool) -> keras.Variable:
+        return self.add_weight(
+            name=name,
             shape=value.shape,
-            initializer=lambda shape, dtype: tf.constant(value, dtype),
             dtype=self.variable_dtype,
+            initializer=lambda shape, dtype: tf.constant(value, dtype),
+            trainable=trainable,
+            # With autocast, the variable would be a cast tensor under mixed precision.
             autocast=False,
         )
-        self._flow_weights[name] = weight
+
+    def _variable_of(self, weight: keras.Variable) -> tf.Variable:
         return weight.value
 
-    def _keep(self, posterior: IAFPosterior) -> IAFPosterior:
-        # While Keras works out the shapes of a model, weights are promises, and their values tensors of that moment.
-        if all(isinstance(variable, tf.Variable) for network in posterior.networks for variable in network.variables):
-            self._posterior = posterior
-        return posterior
+    def _make_seeds(self) -> None:
+        self._seed_generator = keras.random.SeedGenerator(self.seed)
+        # Where tf.train.Checkpoint finds the state; Keras itself saves none, see below.
+        self._seed_state = tf.Module()
+        self._seed_state.variable = self._seed_generator.state.value
 
-    def _flow(self) -> IAFPosterior:
-        if self._posterior is not None:
-            return self._posterior
-        if self._sizes is None:
-            raise ValueError(
-                f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
-            )
-        return self._keep(self._make_posterior(self._sizes, lambda name, value: self._flow_weights[name].value))
+    def _next_seed(self) -> tf.Tensor:
+        return self._seed_generator.next()
 
-    def call(self, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns a sample for each row, and its log-density."""
-        seed = tf.cast(self._seed_generator.next(), tf.int32)
-        z, log_q = self.posterior(*inputs).experimental_sample_and_log_prob(seed=seed)
-        if self._kl_metric is not None:
-            kl = self._kl(z, log_q, *inputs[:2])
-            self._kl_metric.update_state(kl)
-            # In Keras's own dtype, in which it adds up the losses of a model.
-            self.add_loss(tf.cast(self._kl_loss_weight * tf.reduce_mean(kl), keras.config.floatx()))
+    # Without the state of the seed, a training that is resumed would draw other noise.
+
+    def save_own_variables(self, store: Any) -> None:
+        """Stores the weights and the state of the seed."""
+        super().save_own_variables(store)
+        store['seed_state'] = self._seed_generator.state.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` stored."""
+        self._seed_generator.state.assign(store['seed_state'])
+        super().load_own_variables({key: store[key] for key in store.keys() if key != 'seed_state'})
+
+    def compute_output_spec(self, inputs: Any) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        """Returns the shapes and dtypes of the sample and of its log-density."""
+        self._check_inputs(inputs)
+        # From the shapes alone, Keras would infer the compute dtype of a mixed precision policy.
+        shapes = self.compute_output_shape([value.shape for value in inputs])
+        z, log_q = (keras.KerasTensor(shape, dtype=self.variable_dtype) for shape in shapes)
         return z, log_q
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-        """Returns the shapes of the sample and of its log-density."""
-        return tuple(input_shape[0]), tuple(input_shape[0][:-1])
 
-    def posterior(
-        self, z_mean: tf.Tensor, z_log_var: tf.Tensor, context: tf.Tensor | None = None
-    ) -> tfp.distributions.TransformedDistribution:
-        """Returns q(z|x), for importance weighting, plots, or more than one sample.
+class KLWarmup(WarmupCallback, keras.callbacks.Callback):
+    r"""Raises the weight of the KL term linearly, from `start` to the layers' `kl_loss_weight`.
 
-        In a trained model, what the layer takes comes from its encoder:
-        `encoder = keras.Model(model.input, layer.input); q = layer.posterior(*encoder(x))`.
+    $$\beta_k = \beta_0 + (\beta - \beta_0)\, \min(1, k / K)$$
 
-        >>> layer = IAFSampling(num_flows=1, hidden_units=(16,))
-        >>> layer.build([(None, 2), (None, 2)])
-        >>> layer.posterior(tf.zeros([5, 2]), tf.zeros([5, 2])).sample(7).shape
-        TensorShape([7, 5, 2])
-        """
-        flow = self._flow()
-        dtype = flow.dtype
-        z_mean, z_log_var = (tf.cast(value, dtype) for value in (z_mean, z_log_var))
-        context = None if context is None else tf.cast(context, dtype)
-        return flow(z_mean, tf.exp(0.5 * z_log_var), context)
+    at optimizer step k, with $\beta_0$ the `start`, $\beta$ the `kl_loss_weight` of each `IAFSampling` layer in the
+    model, nested ones too, and K the `steps`. The step is `model.optimizer.iterations`: a training that is resumed from
+    a saved model or checkpoint goes on where it was. Nothing is traced again.
 
-    def _kl(self, z: tf.Tensor, log_q: tf.Tensor, z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
-        if self.num_flows == 0:
-            z_mean, z_log_var = tf.cast(z_mean, z.dtype), tf.cast(z_log_var, z.dtype)
-            return 0.5 * tf.reduce_sum(tf.square(z_mean) + tf.exp(z_log_var) - 1.0 - z_log_var, axis=-1)
-        prior = tfp.distributions.Normal(tf.zeros([], z.dtype), 1.0)
-        return log_q - tf.reduce_sum(prior.log_prob(z), axis=-1)
+    With `steps_per_execution=n`, Keras calls back once for n steps, which then share the weight of the first. The
+    weight is that of the last step in `evaluate`, and in the loss on validation data, until `fit` sets it again.
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make the layer anew."""
-        named = isinstance(self.activation, str)
-        activation = self.activation if named else keras.saving.serialize_keras_object(self.activation)
-        return {
-            **super().get_config(),
-            'num_flows': self.num_flows,
-            'hidden_units': list(self.hidden_units),
-            'transform': keras.saving.serialize_keras_object(self.transform),
-            'kl_loss_weight': self._kl_loss_weight,
-            'alternate_order': self.alternate_order,
-            'activation': activation,
-            'seed': self.seed,
-        }
+    Args:
+        steps: K, the number of optimizer steps from `start` to the full weight. For epochs, multiply by the batches of
+            one.
+        start: $\beta_0$.
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> IAFSampling:
-        """Makes the layer from what `get_config` returned."""
-        made = {
-            key: keras.saving.deserialize_keras_object(config[key])
-            if isinstance(config.get(key), dict)
-            else config[key]
-            for key in config
-            if key in ('activation', 'transform')
-        }
-        return cls(**{**config, **made})
+    Raises:
+        ValueError: If `steps` is below 1, or, when training begins, no such layer of the model has a `kl_loss_weight`.
+        TypeError: If `steps` is no int, or `start` no number.
 
+    Cost: two small operations a layer and step.
 
-def _checked_weight(kl_loss_weight: Any) -> float | None:
-    if kl_loss_weight is None:
-        return None
-    if isinstance(kl_loss_weight, bool) or not isinstance(kl_loss_weight, (int, float, np.number)):
-        raise TypeError(f'kl_loss_weight: got {kl_loss_weight!r}, expected a number, or None for no KL term.')
-    return float(kl_loss_weight)
+    References:
+        Bowman et al. 2016, "Generating Sentences from a Continuous Space", Section 3.1.
+        Sønderby et al. 2016, "Ladder Variational Autoencoders", Section 2.3.
+
+    >>> inputs = [keras.Input([2]), keras.Input([2])]
+    >>> model = keras.Model(inputs, IAFSampling(1, (8,), kl_loss_weight=1.0)(inputs)[0])
+    >>> model.compile('adam', loss='mse')
+    >>> history = model.fit([tf.zeros([6, 2])] * 2, tf.zeros([6, 2]), batch_size=2, callbacks=[KLWarmup(4)], verbose=0)
+    >>> model.layers[-1].kl_loss_weight.numpy().item()  # set at the last of three steps, when two were done
+    0.5
+    """

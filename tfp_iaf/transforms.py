@@ -13,6 +13,9 @@ from tfp_iaf.splines import RationalQuadraticSpline
 
 __all__ = ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']
 
+# Those that a Keras model may hold.
+CLASSES = (Affine, Gated, RationalQuadraticSpline, ScalarBijector)
+
 _NAMED = {'gated': Gated, 'affine': Affine, 'spline': RationalQuadraticSpline}
 
 

@@ -1,0 +1,234 @@
+"""What the layer takes, in either Keras: shapes, dtypes, arguments, and what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from tests.flows import normal, perturb, raises
+from tests.keras_models import CONTEXT, K3, LATENT, each_kit, point
+
+PAIR = [tf.zeros([5, 2])] * 2
+
+
+# Shapes
+
+
+@each_kit
+def test_output_shapes_without_a_call(kit):
+    assert kit.IAFSampling().compute_output_shape([(None, 3), (None, 3)]) == ((None, 3), (None,))
+    assert kit.IAFSampling().compute_output_shape([(None, 4, 4, 2)] * 2) == ((None, 4, 4, 2), (None,))
+
+
+@each_kit
+@pytest.mark.parametrize('num_flows', [0, 2])
+def test_feature_maps(kit, num_flows, network_calls):
+    maps, context = normal([5, 3, 2, 2], tf.float32), normal([5, 2, 4], tf.float32)
+    flow = kit.layer(num_flows, (14,), kl_loss_weight=1.0)
+    flow([maps, 0.1 * maps, context])
+    q = flow.posterior(maps, 0.1 * maps, context)
+    perturb(q.bijector)
+    network_calls.clear()
+    z, log_q = flow([maps, 0.1 * maps, context])
+    assert len(network_calls) == num_flows
+    assert (z.shape, log_q.shape) == ((5, 3, 2, 2), (5,))
+    assert (q.batch_shape, q.event_shape) == ([5], [3, 2, 2])
+    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-4, atol=1e-3)
+    # The flow is that of the flattened maps.
+    flat = flow._flow()(
+        tf.reshape(maps, [5, 12]), tf.exp(tf.reshape(0.05 * maps, [5, 12])), tf.reshape(context, [5, 8])
+    )
+    np.testing.assert_allclose(flat.log_prob(tf.reshape(z, [5, 12])), log_q, rtol=1e-4, atol=1e-3)
+
+
+@each_kit
+def test_one_pass_for_samples_and_density_of_feature_maps(kit, network_calls):
+    flow = kit.layer(2, (14,))
+    flow.build([(None, 3, 2, 2)] * 2)
+    q = flow.posterior(*[tf.zeros([5, 3, 2, 2])] * 2)
+    for log_prob in (lambda: q.experimental_sample_and_log_prob(7)[1], lambda: q.log_prob(q.sample(7))):
+        network_calls.clear()
+        assert log_prob().shape == [7, 5]
+        assert len(network_calls) == 2
+
+
+@each_kit
+def test_feature_maps_in_a_model(kit):
+    inputs = [kit.keras.Input([3, 2, 2]), kit.keras.Input([3, 2, 2])]
+    z, log_q = kit.layer(1, (14,), kl_loss_weight=1.0)(inputs)
+    model = kit.keras.Model(inputs, [kit.keras.layers.Conv2D(1, 1, name='x')(z), log_q])
+    assert (tuple(z.shape), tuple(log_q.shape)) == ((None, 3, 2, 2), (None,))
+    results = model.predict([np.zeros([5, 3, 2, 2], np.float32)] * 2, batch_size=3, verbose=0)
+    assert [result.shape for result in results] == [(5, 3, 2, 1), (5,)]
+
+
+@each_kit
+def test_analytic_kl_and_prior_of_feature_maps(kit):
+    maps = normal([5, 3, 2, 2], tf.float32)
+    losses = []
+    for num_flows in (0, 1):
+        flow = kit.layer(num_flows, (14,), kl_loss_weight=1.0, seed=1, transform='affine')
+        flow([tf.repeat(maps, 4000, axis=0), tf.zeros([20000, 3, 2, 2])])
+        if num_flows:  # the identity
+            for variable in flow._flow().variables:
+                variable.assign(tf.zeros_like(variable))
+            flow([tf.repeat(maps, 4000, axis=0), tf.zeros([20000, 3, 2, 2])])
+        losses.append(sum(flow.losses))
+    np.testing.assert_allclose(losses[0], 0.5 * np.sum(np.mean(np.square(maps), axis=0)), rtol=1e-4)
+    np.testing.assert_allclose(*losses, rtol=0.03)
+
+
+@each_kit
+def test_none_is_no_context(kit):
+    flow = kit.layer(seed=1)
+    z, _ = flow([*PAIR, None])
+    np.testing.assert_array_equal(z, kit.layer(seed=1)(PAIR)[0])
+
+
+def test_none_is_no_context_of_a_model():
+    inputs = [keras.Input([LATENT]), keras.Input([LATENT])]
+    model = keras.Model(inputs, K3.layer()([*inputs, None]))
+    assert model.predict([np.zeros([5, LATENT])] * 2, verbose=0)[0].shape == (5, LATENT)
+
+
+# Arguments
+
+
+@each_kit
+@pytest.mark.parametrize('activation', ['mish', 'hard_sigmoid', 'exponential', 'swish'])
+def test_activations_of_keras(kit, activation):
+    flow = kit.layer(1, activation=activation)
+    flow(PAIR)
+    x = tf.constant([-0.5, 2.0])
+    expected = kit.keras.activations.get(activation)(x)
+    np.testing.assert_allclose(flow._flow().networks[0].activation(x), expected, rtol=1e-6)
+    assert kit.IAFSampling.from_config(flow.get_config()).activation == activation
+
+
+@each_kit
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'parts'),
+    [
+        ({'num_flows': -1}, ValueError, ['num_flows', '-1', 'at least 0']),
+        ({'num_flows': 1.5}, TypeError, ['num_flows', '1.5', 'int']),
+        ({'hidden_units': ()}, ValueError, ['hidden_units', 'at least one', '(320, 320)']),
+        ({'hidden_units': 8}, TypeError, ['hidden_units', '8', 'sequence of ints']),
+        ({'hidden_units': (0,)}, ValueError, ['hidden_units', '0', 'at least 1']),
+        ({'transform': 'cubic'}, ValueError, ['transform', "'cubic'", "'gated'", "'affine'"]),
+        ({'activation': 'elou'}, ValueError, ['activation', "'elou'", "'elu'"]),
+        ({'activation': None}, ValueError, ['activation', 'None', "'elu'"]),
+        ({'activation': 'softmax'}, ValueError, ['activation', "'softmax'", 'every unit alone']),
+        ({'activation': lambda x: x[..., :1]}, ValueError, ['activation', 'lambda', 'every unit alone']),
+        ({'activation': keras.layers.PReLU()}, TypeError, ['activation', 'PReLU', 'variables', 'function']),
+        ({'activation': tf_keras.layers.PReLU()}, TypeError, ['activation', 'PReLU', 'variables', 'function']),
+        ({'kl_loss_weight': 'much'}, TypeError, ['kl_loss_weight', "'much'", 'number']),
+        ({'kl_loss_weight': 1.0, 'free_bits': -0.5}, ValueError, ['free_bits', '-0.5', 'at least 0']),
+        ({'kl_loss_weight': 1.0, 'free_bits': 'few'}, TypeError, ['free_bits', "'few'", 'number of at least 0']),
+        ({'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),
+        ({'seed': 1.5}, ValueError, ['seed', '1.5', 'int']),
+        ({'dtype': 'float16'}, TypeError, ['dtype', 'float16', 'float32', 'mixed precision']),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else '',
+)
+def test_bad_arguments(kit, arguments, error, parts):
+    with raises(error, *parts):
+        kit.IAFSampling(**{'num_flows': 1, 'hidden_units': (8,), **arguments})
+
+
+# Inputs
+
+
+@each_kit
+@pytest.mark.parametrize('built', [False, True])
+@pytest.mark.parametrize(
+    'inputs',
+    [
+        tf.zeros([2, 2]),
+        [tf.zeros([2, 2])],
+        [tf.zeros([2, 2])] * 4,
+        {'z_mean': tf.zeros([2, 2]), 'z_log_var': tf.zeros([2, 2])},
+    ],
+    ids=['tensor', 'one', 'four', 'dict'],
+)
+def test_wrong_number_of_inputs(kit, inputs, built):
+    flow = kit.layer()
+    if built:
+        flow(PAIR)
+    with raises(ValueError, 'inputs', '2, 2', '[z_mean, z_log_var] or [z_mean, z_log_var, context]'):
+        flow(inputs)
+
+
+@each_kit
+@pytest.mark.parametrize(
+    ('shapes', 'parts'),
+    [
+        ([(5, 2), (5, 3)], ['(5, 2)', '(5, 3)', 'z_mean and z_log_var']),
+        ([(5, 2), (5, 3), (5, 2)], ['(5, 3)', 'Is the context in second place?']),
+        ([(5, 3, 2), (5, 2, 3)], ['(5, 3, 2)', '(5, 2, 3)', 'equal']),
+        ([(5,), (5,)], ['(5,)', '[batch, ...]']),
+    ],
+    ids=['different', 'context_second', 'maps', 'no_batch'],
+)
+def test_shapes_that_do_not_fit(kit, shapes, parts):
+    with raises(ValueError, 'inputs', *parts):
+        kit.layer()([tf.zeros(shape) for shape in shapes])
+
+
+@each_kit
+@pytest.mark.parametrize('shape', [[None], [None, 3]], ids=['entries', 'maps'])
+def test_unknown_latent_size(kit, shape):
+    with raises(ValueError, 'inputs', 'None', 'known last dimensions'):
+        kit.layer()([kit.keras.Input(shape), kit.keras.Input(shape)])
+
+
+@each_kit
+@pytest.mark.parametrize('place', range(3))
+def test_size_that_is_not_that_of_the_first_call(kit, place):
+    flow = kit.layer()
+    inputs = point()[:3]
+    flow(inputs)
+    inputs[place] = tf.zeros([4, 7])
+    argument = ('z_mean', 'z_log_var', 'context')[place]
+    expected = f'[batch, {(LATENT, LATENT, CONTEXT)[place]}]'
+    with raises(ValueError, argument, '(4, 7)', expected):
+        flow(inputs)
+    with raises(ValueError, argument, '(4, 7)', expected):
+        flow.posterior(*inputs)
+
+
+@each_kit
+@pytest.mark.parametrize('place', range(3))
+def test_integers(kit, place):
+    inputs = [tf.zeros([5, LATENT])] * 3
+    inputs[place] = tf.zeros([5, LATENT], tf.int32)
+    argument = ('z_mean', 'z_log_var', 'context')[place]
+    flow = kit.layer()
+    with raises(TypeError, argument, 'int32', 'floating'):
+        flow(inputs)
+    with raises(TypeError, argument, 'int32', 'floating'):
+        flow.posterior(*(value.numpy() for value in inputs))
+    with raises(TypeError, argument, 'int32', 'floating'):
+        flow([kit.keras.Input([LATENT], dtype=value.dtype.name) for value in inputs])
+
+
+@each_kit
+def test_missing_context(kit):
+    flow = kit.layer()
+    flow(point()[:3])
+    with raises(ValueError, 'context', 'None', '[..., 3]'):
+        flow(point()[:2])
+
+
+@each_kit
+def test_unexpected_context(kit):
+    flow = kit.layer()
+    flow(point()[:2])
+    with raises(ValueError, 'context', 'Pass'):
+        flow(point()[:3])
+
+
+@each_kit
+def test_posterior_before_the_layer_is_built(kit):
+    with raises(ValueError, 'mine', 'not built', 'Call the layer'):
+        kit.layer(name='mine').posterior(*PAIR)
