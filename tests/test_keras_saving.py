@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.flows import raises, tfd
+from tests.flows import raises, tfb, tfd
 from tests.keras_models import (
     CONTEXT,
     K3,
@@ -35,6 +35,11 @@ each_model = pytest.mark.parametrize('make', [functional_model, SubclassedModel]
 @keras.saving.register_keras_serializable(package='tests')
 def cubed(x):
     return x**3
+
+
+@keras.saving.register_keras_serializable(package='tests')
+def shifted(params):
+    return tfb.Shift(params[..., 0])
 
 
 @each_model
@@ -100,10 +105,12 @@ def test_exported_density_is_the_same(tmp_path):
         {'num_flows': 3, 'hidden_units': [4, 5], 'transform': 'affine', 'seed': 3, 'kl_loss_weight': 0.1},
         {'transform': transforms.Affine(2.0), 'alternate_order': False, 'activation': 'tanh', 'name': 'mine'},
         {'transform': transforms.Gated(1.0), 'activation': keras.activations.silu, 'dtype': 'float64'},
+        {'transform': transforms.RationalQuadraticSpline(num_bins=4, bound=3.0)},
+        {'transform': transforms.ScalarBijector(shifted, params=1)},
         {'activation': cubed, 'kl_loss_weight': 1, 'free_bits': 0.5, 'prior': log_laplace},
         {'activation': 'mish', 'seed': np.int64(3)},
     ],
-    ids=['default', 'names', 'objects', 'callable', 'registered', 'of_keras'],
+    ids=['default', 'names', 'objects', 'callable', 'spline', 'bijector', 'registered', 'of_keras'],
 )
 def test_config_makes_the_layer_anew(arguments):
     first = IAFSampling(**arguments)

@@ -50,7 +50,8 @@ class InverseAutoregressiveFlow(CachedBijector):
         context: Used whenever a call passes none. A call takes `context=`, or `conditional_input=` as TFP's own
             autoregressive flow does; a `tfb.Chain` takes it nested by the name of the step, as in
             `chain.forward(x, flow_0={'context': h})`, and a distribution as `q.sample(bijector_kwargs={'context': h})`.
-        transform: `'gated'`, `'affine'`, or an object of `tfp_iaf.transforms`.
+        transform: `'gated'` (only contracts), `'affine'` (expands too), `'spline'` (bends, in an interval), or an
+            object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars.
         inverse: `'blockwise'` solves for block after block of entries, and needs a `MaskedAutoregressiveNetwork`;
             `'fixed_point'` sweeps over all entries at once, with any network. `'auto'` is blockwise where it can be: it
             was the faster one in every size measured.

@@ -52,7 +52,8 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
     Args:
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
-        transform: `'gated'` (only contracts), `'affine'` (expands too), or an object of `tfp_iaf.transforms`.
+        transform: `'gated'` (only contracts), `'affine'` (expands too), `'spline'` (bends, in an interval), or an
+            object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars.
         kl_loss_weight: With a number, the layer adds this times the batch's mean KL(q(z|x) || p(z)) to the model's
             loss, and reports the KL as the metric `kl`. It is the log-ratio at the samples, or, with `num_flows=0` and
             the standard normal prior, analytic. `None` leaves the loss to the model. `layer.kl_loss_weight` is a

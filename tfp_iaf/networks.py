@@ -93,7 +93,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         event_size: Number of entries D of an event.
         hidden_units: Units of each hidden layer.
         context_size: Size C of the context, or `None` for a network without one.
-        params: Parameters per entry, P: 2 for the transforms `'gated'` and `'affine'`.
+        params: Parameters per entry, P: 2 for the transforms `'gated'` and `'affine'`, 23 for `'spline'`.
         activation: Name of a function of `tf.nn`, or a callable that acts on every unit alone and has no variables.
         order: `'left-to-right'`, `'right-to-left'`, `'random'`, or a permutation of `range(event_size)` that lists the
             entries as they come. Reversing belongs here, not into a `tfb.Permute` between steps.

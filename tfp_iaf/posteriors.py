@@ -32,7 +32,8 @@ class IAFPosterior(tf.Module):
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
         context_size: Size C of the context h, or `None`.
-        transform: `'gated'` (only contracts), `'affine'` (expands too), or an object of `tfp_iaf.transforms`.
+        transform: `'gated'` (only contracts), `'affine'` (expands too), `'spline'` (bends, in an interval), or an
+            object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars.
         alternate_order: Whether every second step takes the entries from right to left.
         inverse: How the steps invert what they did not make; see `InverseAutoregressiveFlow`.
         validate_args: Whether a scale that is not positive, or an inverse that is not finite, is an error.
