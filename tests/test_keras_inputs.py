@@ -129,7 +129,7 @@ def test_activations_of_keras(kit, activation):
         ({'seed': 1.5}, ValueError, ['seed', '1.5', 'int']),
         ({'dtype': 'float16'}, TypeError, ['dtype', 'float16', 'float32', 'mixed precision']),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else '',
+    ids=lambda value: '-'.join(value) if isinstance(value, dict) else '',
 )
 def test_bad_arguments(kit, arguments, error, parts):
     with raises(error, *parts):
