@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.lines
@@ -54,7 +54,7 @@ def plot_learning_curves(
         axis.set_ylim(values.min() - 0.1, values[..., values.shape[-1] // 12 :].max() + 0.1)
         axis.set(title=title, xlabel='training step (line: mean over seeds, band: their range)', ylabel=ylabel)
         axis.grid(alpha=0.3)
-        axis.legend()
+    figure.legend(*axis.get_legend_handles_labels(), loc='outside right upper')
     _save(figure, path)
 
 
@@ -168,4 +168,86 @@ def plot_costs(
         axis.set_xlabel(quantity)
     handles = [matplotlib.lines.Line2D([], [], marker='o', color=colors[name], label=name) for name in names]
     figure.legend(handles=handles, loc='outside upper center', ncols=min(6, len(handles)))
+
+
+class Exact(NamedTuple):
+    """The exact density `p` `[size, size]` of two named coordinates on a grid, and the heights of its contours."""
+
+    axes: tuple[np.ndarray, np.ndarray]
+    names: tuple[str, str]
+    p: np.ndarray
+    levels: Sequence[float]
+
+    def draw_over(self, axis: Any) -> None:
+        """Draws the contours, and frames them."""
+        axis.contour(*self.axes, self.p.T, levels=self.levels, colors='black', linewidths=0.7)
+        (left, right), (bottom, top) = (ends[[0, -1]] for ends in self.axes)
+        axis.set(xlim=(left, right), ylim=(bottom, top), xlabel=self.names[0])
+
+
+class Comparison(NamedTuple):
+    """An exact density, and for each model a title and samples `[N, 2]`."""
+
+    exact: Exact
+    samples: dict[str, tuple[str, np.ndarray]]
+
+
+def plot_samples(rows: Mapping[str, Comparison], colors: Mapping[str, str], path: pathlib.Path) -> None:
+    """Draws a row for each title, and in it each model's samples under the contours of 50, 90 and 99 % of the mass."""
+    columns = max(len(row.samples) for row in rows.values())
+    figure = Figure(figsize=(2.6 * columns, 2.7 * len(rows) + 0.4), layout='constrained')
+    figure.suptitle('Samples of q, and the contours that hold 50, 90 and 99 % of the mass of the exact p', fontsize=11)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for line, (title, (exact, samples)) in zip(grid, rows.items(), strict=True):
+        for axis, (model, (label, points)) in zip(line, samples.items(), strict=False):
+            axis.set_axis_on()
+            axis.plot(*points.T, ',', color=colors[model], alpha=0.5)
+            exact.draw_over(axis)
+            axis.set_title(label, fontsize=10)
+        line[0].set_ylabel(f'{title}\n{exact.names[1]}')
+    figure.align_ylabels(grid[:, 0])
+    _save(figure, path)
+
+
+class Chains(NamedTuple):
+    """A sampler's title, the first coordinate in one chain `[N]`, the gradients a state took, and samples `[M, 2]`."""
+
+    title: str
+    trace: np.ndarray
+    gradients_per_state: int
+    samples: np.ndarray
+
+
+def plot_chains(
+    samplers: Mapping[str, Chains], exact: Exact, marginal_p: np.ndarray, colors: Mapping[str, str], path: pathlib.Path
+) -> None:
+    """Draws a row for each sampler: one chain, and of all chains the first coordinate's density, and samples.
+
+    Args:
+        samplers: What to draw.
+        exact: The exact density of both coordinates.
+        marginal_p: The exact density of the first one, on the first of the grid's axes.
+        colors: Of the samplers.
+        path: Of the PNG.
+    """
+    figure = Figure(figsize=(12.0, 3.0 * len(samplers)), layout='constrained')
+    low, high = exact.axes[0][[0, -1]]
+    grid = figure.subplots(len(samplers), 3, squeeze=False, gridspec_kw={'width_ratios': [2.2, 1, 1]})
+    for (trace, marginal, pair), (name, chains) in zip(grid, samplers.items(), strict=True):
+        # The same number of gradients in all rows.
+        count = 6000 // chains.gradients_per_state
+        states = chains.trace[:count]
+        trace.plot(chains.gradients_per_state * np.arange(len(states)), states, color=colors[name], linewidth=0.6)
+        trace.set(ylim=(low, high), title=chains.title, xlabel='gradients', ylabel=exact.names[0])
+        trace.grid(alpha=0.3)
+        bins = np.linspace(low, high, 61).tolist()
+        marginal.hist(chains.samples[:, 0], bins, density=True, color=colors[name], alpha=0.6, label='samples')
+        marginal.plot(exact.axes[0], marginal_p, color='black', linewidth=0.8, label='exact')
+        marginal.set(xlim=(low, high), xlabel=exact.names[0], yticks=[])
+        marginal.legend(fontsize=8)
+        pair.plot(*chains.samples.T, ',', color=colors[name], alpha=0.5)
+        exact.draw_over(pair)
+        pair.set_ylabel(exact.names[1])
     _save(figure, path)

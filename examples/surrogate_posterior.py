@@ -1,0 +1,272 @@
+"""Variational inference on posteriors with a known answer: Neal's funnel, a banana, and the eight schools.
+
+`python surrogate_posterior.py` fits Gaussians and inverse autoregressive flows to each with several seeds, by
+`tfp.vi.fit_surrogate_posterior` and with the same optimizer and steps for all. It prints a table, and writes
+`results.json` and plots. The evidence is known, exactly or by quadrature, and so KL(q || p) = log evidence - ELBO is
+known too, not just up to a constant. Finished runs are kept: after an interruption the same command goes on.
+
+Which flow is best depends on p. One affine step can be the funnel, and the banana, exactly. Gated steps only narrow
+what the base distribution has made wide, and splines change nothing beyond their bounds, where much of a funnel lies.
+
+To use a flow instead of a mean field is to call another builder, with the same arguments:
+
+    tfp_iaf.build_iaf_surrogate_posterior(joint.event_shape_tensor(), joint.experimental_default_event_space_bijector())
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import _common
+import _plots
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from _targets import TARGETS
+from absl import app, flags
+
+import tfp_iaf
+
+POSTERIORS = {  # with their colours in plots
+    'mean field': '#777777',
+    'full covariance': '#0072B2',
+    'IAF gated': '#CC79A7',
+    'IAF affine': '#D55E00',
+    'IAF spline': '#009E73',
+}
+CURVE_POINTS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that a run depends on."""
+
+    target: str
+    posterior: str
+    seed: int = 0
+    steps: int = 4000
+    sample_size: int = 100
+    learning_rate: float = 2e-2
+    evaluation_samples: int = 100000
+
+    @property
+    def name(self) -> str:
+        """A file name that other settings, or other versions of the libraries, do not have."""
+        key = json.dumps([dataclasses.asdict(self), versions()], sort_keys=True)
+        digest = hashlib.sha256(key.encode()).hexdigest()[:10]
+        return f'{self.target}-{self.posterior}-seed{self.seed}-{digest}'.replace(' ', '-')
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the libraries that the figures depend on."""
+    return {module.__name__: module.__version__ for module in (tfp_iaf, tf, tfp, keras, np)}
+
+
+# Inference -----------------------------------------------------------------------------------------------------------
+
+
+def make_posterior(settings: Settings) -> Any:
+    """Returns a trainable q: a distribution over the same structure as the target's joint distribution.
+
+    The order of the parts is that of the model, and it matters: a step moves and scales each entry by those before it.
+    In a funnel, where v sets the scale of all others, v comes first, as hyperparameters do in a model. No step takes
+    the entries in the other order, though by default every second one would. These posteriors do not need it (v is no
+    function of any one x), and where a step bent the banana's x by its y, some seeds lost a part of one arm for good.
+    """
+    joint = TARGETS[settings.target].joint
+    model = joint.event_shape_tensor(), joint.experimental_default_event_space_bijector()
+    if settings.posterior in ('mean field', 'full covariance'):
+        operators = {'mean field': 'diag', 'full covariance': 'tril'}[settings.posterior]
+        keras.utils.set_random_seed(settings.seed)  # this builder has no seed
+        return tfp.experimental.vi.build_affine_surrogate_posterior(model[0], operators, model[1])
+    return tfp_iaf.build_iaf_surrogate_posterior(
+        *model, transform=settings.posterior.removeprefix('IAF '), alternate_order=False, seed=settings.seed
+    )
+
+
+def fit(q: Any, settings: Settings) -> np.ndarray:
+    """Maximises the ELBO, and returns -ELBO at every step, `[steps]`, each estimated with that step's samples."""
+    # A sample in the neck of a funnel has a gradient thousands of times larger than others: hence the clipping.
+    rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
+    optimizer = keras.optimizers.Adam(rate, global_clipnorm=10.0)
+    optimizer.build(q.trainable_variables)
+    losses = tfp.vi.fit_surrogate_posterior(
+        TARGETS[settings.target].joint.unnormalized_log_prob,
+        q,
+        optimizer,
+        settings.steps,
+        sample_size=settings.sample_size,
+        jit_compile=True,
+        seed=[settings.seed, 0],  # a pair: a single number would depend on what ran before
+    ).numpy()
+    if not np.all(np.isfinite(losses)):
+        bad = int(np.argmin(np.isfinite(losses)))
+        raise FloatingPointError(
+            f'{settings.name}: the loss became {losses[bad]} at step {bad}. Lower the learning rate.'
+        )
+    return losses
+
+
+def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
+    """Fits one q; writes samples of what is drawn of it to `directory`, and returns its figures."""
+    started = time.perf_counter()
+    target = TARGETS[settings.target]
+    q = make_posterior(settings)
+    losses = fit(q, settings)
+    fitted = time.perf_counter()
+
+    @tf.function(autograph=False)
+    def draw() -> tuple[Any, tf.Tensor, tf.Tensor]:
+        sample, log_q = q.experimental_sample_and_log_prob(settings.evaluation_samples, seed=[settings.seed, 1])
+        return sample, log_q, target.joint.unnormalized_log_prob(sample)
+
+    sample, log_q, log_p = draw()
+    log_evidence = target.log_evidence()
+    elbo = log_p.numpy().astype(np.float64) - log_q.numpy()
+    with _common.atomic(directory / f'{settings.name}.npz') as path:
+        np.savez_compressed(path, coordinates=target.coordinates(sample)[:20000])
+    curve = [float(piece.mean()) for piece in np.array_split(losses, min(CURVE_POINTS, len(losses)))]
+    return {
+        'log_evidence': log_evidence,
+        'elbo': float(elbo.mean()),
+        'kl': float(log_evidence - elbo.mean()),
+        'standard_error': float(elbo.std(ddof=1) / np.sqrt(len(elbo))),
+        'parameters': int(sum(np.prod(variable.shape) for variable in q.trainable_variables)),
+        'curve_kl': [log_evidence + value for value in curve],
+        'seconds_to_fit': fitted - started,
+        'seconds': time.perf_counter() - started,
+    }
+
+
+# Table and plots -----------------------------------------------------------------------------------------------------
+
+
+def describe(settings: Settings, figures: dict[str, Any]) -> str:
+    """Writes the line that is printed when a run ends."""
+    estimate = 'KL {kl:.4f} ± {standard_error:.4f}, {seconds:.0f} s'.format(**figures)
+    return f'{settings.target:13s} {settings.posterior:15s} seed {settings.seed}: {estimate}'
+
+
+def aggregate(results: dict[Settings, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the statistics over seeds for every target and posterior."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for settings, figures in results.items():
+        groups.setdefault((settings.target, settings.posterior), []).append(figures)
+    return [
+        {
+            'target': target,
+            'posterior': posterior,
+            'log_evidence': runs[0]['log_evidence'],
+            'best_mean_field_kl': TARGETS[target].mean_field_kl,
+            'parameters': runs[0]['parameters'],
+            'largest_standard_error': max(figures['standard_error'] for figures in runs),
+            **{key: _common.mean_and_error([figures[key] for figures in runs]) for key in ('elbo', 'kl')},
+            'seconds_to_fit': float(np.median([figures['seconds_to_fit'] for figures in runs])),
+        }
+        for (target, posterior), runs in groups.items()
+    ]
+
+
+def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
+    """Writes the aggregated figures as a table, with notes below."""
+    cells, known = [], {}
+    for row in rows:
+        elbo, kl = (_common.format_estimate(row[key]) for key in ('elbo', 'kl'))
+        worst = f'{max(row["kl"]["by_seed"]):.3f}'
+        sizes = [f'{row["parameters"]}', f'{row["seconds_to_fit"]:.1f}']
+        cells.append([row['target'], row['posterior'], f'{row["log_evidence"]:.3f}', elbo, kl, worst, *sizes])
+        if row['best_mean_field_kl'] is not None:
+            known[row['target']] = f'{row["best_mean_field_kl"]:.4f} on the {row["target"]}'
+    error = max(row['largest_standard_error'] for row in rows)
+    notes = [
+        f'Nats, mean ± standard error over {len(rows[0]["kl"]["by_seed"])} seeds; ELBO and KL = log evidence - ELBO',
+        f"from {evaluation_samples} new samples of q, with a standard error of at most {error:.4f} for each seed's.",
+        *([f'No Gaussian with independent coordinates can have a KL below {", ".join(known.values())}.'] * bool(known)),
+        's/fit: median, with compiling; runs share the machine.',
+    ]
+    header = ['p', 'q', 'log evidence', 'ELBO', 'KL(q || p)', 'worst seed', 'parameters', 's/fit']
+    return '\n'.join(['', _common.format_table(header, cells), *notes])
+
+
+def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:
+    """Writes the plots: samples of q for the first seed beside the exact p, and all learning curves."""
+    rows: dict[str, _plots.Comparison] = {}
+    curves: dict[str, dict[str, _plots.Curve]] = {}
+    for settings, figures in results.items():
+        target = TARGETS[settings.target]
+        if settings.target not in rows:
+            levels = target.levels_of_mass([0.99, 0.9, 0.5])
+            exact = _plots.Exact(target.window.axes, target.pair, target.density(), levels)
+            rows[settings.target] = _plots.Comparison(exact, {})
+        if settings.posterior not in rows[settings.target].samples:
+            with np.load(output_dir / 'runs' / f'{settings.name}.npz') as arrays:
+                title = f'{settings.posterior}, KL {figures["kl"]:.3f}'
+                rows[settings.target].samples[settings.posterior] = title, arrays['coordinates']
+        seeds = [other for other in results if (other.target, other.posterior) == (settings.target, settings.posterior)]
+        values = np.array([results[seed]['curve_kl'] for seed in seeds])
+        steps = np.arange(1, values.shape[1] + 1) * settings.steps / values.shape[1]
+        curves.setdefault(settings.target, {})[settings.posterior] = _plots.Curve(steps, values)
+    _plots.plot_samples(rows, POSTERIORS, output_dir / 'posteriors.png')
+    _plots.plot_learning_curves(curves, POSTERIORS, 'KL(q || p) in training (nats)', output_dir / 'learning_curves.png')
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+QUICK = {'seeds': 1, 'steps': 500, 'evaluation_samples': 10000, 'output_dir': 'results/surrogate_posterior_quick'}
+
+
+def define_flags() -> None:
+    """Defines the command line; in a function, since worker processes and tests import this module too."""
+    flags.DEFINE_list('targets', list(TARGETS), 'Posteriors to approximate.')
+    flags.DEFINE_list('posteriors', list(POSTERIORS), 'Families to fit.')
+    flags.DEFINE_integer('seeds', 3, 'Number of seeds, from 0.', lower_bound=1)
+    flags.DEFINE_integer('steps', 4000, 'Training steps of a run.', lower_bound=1)
+    flags.DEFINE_integer('evaluation_samples', 100000, 'Samples that KL is estimated with.', lower_bound=2)
+    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
+    flags.DEFINE_string('output_dir', 'results/surrogate_posterior', 'Where results, plots and runs are written.')
+    flags.DEFINE_bool('fresh', False, 'Fit anew what output_dir already has.')
+    flags.DEFINE_bool('quick', False, f'A try of a minute: {QUICK}, where not given.')
+    for name, known in (('targets', TARGETS), ('posteriors', POSTERIORS)):
+        text = f'expected some of {list(known)}'
+        flags.register_validator(name, lambda names, known=known: names and set(names) <= set(known), text)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment that the flags describe."""
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    started = time.perf_counter()
+    options = flags.FLAGS
+    for name, value in QUICK.items() if options.quick else ():
+        options.set_default(name, value)
+    same = {name: options[name].value for name in ('steps', 'evaluation_samples')}
+    kinds = itertools.product(options.targets, options.posteriors, range(options.seeds))
+    runs = [Settings(target, posterior, seed, **same) for target, posterior, seed in kinds]
+    output_dir = pathlib.Path(options.output_dir)
+    print(f'{len(runs)} fits, {options.jobs} at a time, {options.steps} steps each.')
+
+    results = _common.run_cached(run, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
+    rows = aggregate(results)
+    print(report(rows, options.evaluation_samples))
+    plot(results, output_dir)
+    record = {
+        'flags': {flag.name: flag.value for flag in options.get_key_flags_for_module(sys.argv[0])},
+        'versions': versions(),
+        'aggregated': rows,
+        'runs': [{**dataclasses.asdict(settings), **figures} for settings, figures in results.items()],
+        'seconds': time.perf_counter() - started,
+    }
+    _common.write_json(output_dir / 'results.json', record)
+    print(f'\nWrote results.json and plots to {output_dir} in {record["seconds"]:.0f} s.')
+
+
+if __name__ == '__main__':
+    define_flags()
+    app.run(main)

@@ -1,0 +1,210 @@
+"""Variational inference on known posteriors: a tiny run of the script, and the posteriors against what is known."""
+
+import json
+import math
+import subprocess
+import sys
+
+import _common
+import _targets
+import matplotlib.image
+import numpy as np
+import pytest
+import surrogate_posterior
+import tensorflow as tf
+
+TINY = {'steps': 20, 'evaluation_samples': 500}
+KINDS = [(target, posterior) for target in ('banana', 'eight schools') for posterior in ('mean field', 'IAF affine')]
+RUNS = [surrogate_posterior.Settings(*kind, **TINY) for kind in KINDS]
+TARGETS = pytest.mark.parametrize('name', _targets.TARGETS)
+
+
+@pytest.fixture(scope='module')
+def tiny_run(tmp_path_factory):
+    """The output directory and the output of the script, called from somewhere else."""
+    folder = tmp_path_factory.mktemp('elsewhere')
+    flags = [f'--{name}={value}' for name, value in TINY.items()]
+    flags += ['--targets=banana,eight schools', '--posteriors=mean field,IAF affine']
+    command = [sys.executable, surrogate_posterior.__file__, '--quick', '--jobs=1', '--output_dir=out', *flags]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder / 'out', done.stdout
+
+
+def never(directory, settings):
+    raise AssertionError(f'{settings.name} is fitted again')
+
+
+@pytest.mark.slow
+class TestTinyRun:
+    def test_writes_what_it_says(self, tiny_run):
+        directory, output = tiny_run
+        record = json.loads((directory / 'results.json').read_text())
+        assert record['flags']['steps'] == TINY['steps']
+        assert [(run['target'], run['posterior']) for run in record['runs']] == KINDS
+        for run, row in zip(record['runs'], record['aggregated'], strict=True):
+            assert run['kl'] == pytest.approx(run['log_evidence'] - run['elbo'])
+            assert run['kl'] > 0 and 0 < run['standard_error'] < 0.3 * run['kl']
+            assert len(run['curve_kl']) == TINY['steps'] and all(map(math.isfinite, run['curve_kl']))
+            assert row['kl']['by_seed'] == [run['kl']] and f'{run["kl"]:.3f}' in output
+        assert '0.7258 on the banana' in output
+
+    @pytest.mark.parametrize('name', ['posteriors', 'learning_curves'])
+    def test_draws(self, tiny_run, name):
+        height, width, _ = matplotlib.image.imread(tiny_run[0] / f'{name}.png').shape
+        assert height > 500 and width > 600
+
+    def test_goes_on_without_repeating(self, tiny_run, capsys):
+        again = _common.run_cached(never, RUNS, tiny_run[0] / 'runs', 1, False, surrogate_posterior.describe)
+        assert list(again) == RUNS
+        assert 'Resuming: 4 of 4 runs' in capsys.readouterr().out
+
+    def test_leaves_no_temporary_file(self, tiny_run):
+        files = [path.name for path in tiny_run[0].rglob('*') if path.is_file()]
+        kept = [f'{run.name}.{ending}' for run in RUNS for ending in ('json', 'npz')]
+        assert sorted(files) == sorted([*kept, 'results.json', 'posteriors.png', 'learning_curves.png'])
+
+
+@pytest.mark.slow
+class TestFit:
+    def figures(self, tmp_path, posterior):
+        settings = surrogate_posterior.Settings('funnel', posterior, steps=1000, evaluation_samples=20000)
+        return surrogate_posterior.run(tmp_path, settings)
+
+    def test_mean_field_reaches_its_optimum(self, tmp_path):
+        figures = self.figures(tmp_path, 'mean field')
+        assert figures['kl'] == pytest.approx(_targets.TARGETS['funnel'].mean_field_kl, abs=0.05)
+        assert figures['curve_kl'][-1] == pytest.approx(figures['kl'], abs=0.3)
+
+    def test_flow_comes_closer(self, tmp_path):
+        figures = self.figures(tmp_path, 'IAF affine')
+        assert -4 * figures['standard_error'] < figures['kl'] < 0.1
+        # The seed alone counts, not what ran before.
+        assert self.figures(tmp_path, 'IAF affine')['curve_kl'] == pytest.approx(figures['curve_kl'], abs=1e-3)
+
+
+def test_fit_that_diverges_ends_with_its_name_and_step(tmp_path):
+    settings = surrogate_posterior.Settings('banana', 'mean field', learning_rate=float('nan'), **TINY)
+    with pytest.raises(FloatingPointError, match=rf'{settings.name}: the loss became nan at step 1\.'):
+        surrogate_posterior.run(tmp_path, settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('posterior', surrogate_posterior.POSTERIORS)
+@TARGETS
+def test_families_are_over_the_model_and_follow_the_seed(name, posterior):
+    def sample(seed):
+        q = surrogate_posterior.make_posterior(surrogate_posterior.Settings(name, posterior, seed))
+        parts = q.sample(2, seed=[0, 0])
+        assert np.all(np.isfinite(_targets.TARGETS[name].joint.unnormalized_log_prob(parts)))
+        return q, parts
+
+    (q, first), (_, again), (_, other) = sample(0), sample(0), sample(1)
+    shapes = _targets.TARGETS[name].joint.event_shape_tensor()._asdict()
+    assert {part: list(value.shape) for part, value in first._asdict().items()} == {
+        part: [2, *shape.numpy()] for part, shape in shapes.items()
+    }
+    assert len(q.trainable_variables) >= 2
+    np.testing.assert_array_equal(first[-1], again[-1])
+    assert not np.any(first[-1] == other[-1])
+
+
+def test_other_settings_have_other_names():
+    others = [surrogate_posterior.Settings(*KINDS[0], seed=seed, steps=steps) for seed in (0, 1) for steps in (20, 40)]
+    assert len({settings.name for settings in [*others, *RUNS]}) == len(others) + len(RUNS)
+
+
+def test_scales_come_first():
+    """A step scales an entry by those before it: what sets the scale of others must come first."""
+    order = {name: target.joint.event_shape_tensor()._fields for name, target in _targets.TARGETS.items()}
+    assert order['funnel'] == ('v', 'x') and order['banana'] == ('x', 'y')
+    assert order['eight schools'] == ('effect', 'log_stddev', 'standard_effects')
+
+
+class TestTargets:
+    """Joint distributions, marginals, contours, and optima, each against another way to compute it."""
+
+    def points(self, count=200):
+        return np.random.default_rng(0).normal(size=[count, 2]).astype(np.float32)
+
+    def test_banana_is_its_marginal(self):
+        banana, points = _targets.TARGETS['banana'], self.points()
+        log_prob = banana.joint.log_prob(points[:, 0], points[:, 1])
+        np.testing.assert_allclose(banana.log_marginal(points), log_prob, rtol=1e-5)
+
+    def test_funnel_in_two_dimensions_is_its_marginal(self):
+        points = self.points()
+        log_prob = _targets.Funnel(2).joint.log_prob(points[:, 0], points[:, 1:])
+        np.testing.assert_allclose(_targets.TARGETS['funnel'].log_marginal(points), log_prob, rtol=1e-5)
+
+    def test_funnel_is_a_product(self):
+        funnel, v = _targets.TARGETS['funnel'], self.points()[:, 0]
+        x = np.random.default_rng(1).normal(size=[len(v), 9]).astype(np.float32)
+        marginals = [funnel.log_marginal(np.stack([v, x[:, i]], axis=-1)) for i in range(9)]
+        log_p_of_v = -0.5 * ((v / 3) ** 2 + np.log(2 * np.pi * 9))
+        np.testing.assert_allclose(funnel.joint.log_prob(v, x), np.sum(marginals, axis=0) - 8 * log_p_of_v, rtol=1e-4)
+
+    def test_eight_schools_less_their_conditional_are_the_marginal(self):
+        """log p(effect, stddev, e, y) - log p(e | effect, stddev, y), which is Gaussian, at any e."""
+        schools, (effect, log_stddev) = _targets.TARGETS['eight schools'], self.points().T * [[5], [1]] + [[5], [2]]
+        e = np.random.default_rng(1).normal(size=[len(effect), 8])
+        tau, y, sigma = np.exp(log_stddev)[:, None], np.array(schools.effects), np.array(schools.stddevs)
+        variance = sigma**2 / (sigma**2 + tau**2)
+        mean = tau * (y - effect[:, None]) / (sigma**2 + tau**2)
+        conditional = -0.5 * np.sum((e - mean) ** 2 / variance + np.log(2 * np.pi * variance), axis=-1)
+        values = [tf.constant(value, tf.float32) for value in (effect, log_stddev, e)]
+        marginal = schools.joint.unnormalized_log_prob(*values) - conditional
+        np.testing.assert_allclose(schools.log_marginal(np.stack([effect, log_stddev], axis=-1)), marginal, rtol=1e-4)
+
+    def test_evidence(self):
+        assert _targets.TARGETS['eight schools'].log_evidence() == pytest.approx(-36.131, abs=5e-4)
+
+    @pytest.mark.parametrize('name', ['banana', 'eight schools'])
+    def test_density_integrates_to_one(self, name):
+        target = _targets.TARGETS[name]
+        assert np.sum(target.density()) * np.exp(target.window.log_cell) == pytest.approx(1, abs=0.01)
+
+    @pytest.mark.parametrize('name', ['funnel', 'banana'])
+    def test_contours_hold_their_share_of_samples(self, name):
+        target = _targets.TARGETS[name]
+        heights = np.exp(target.log_marginal(target.coordinates(target.joint.sample(40000, seed=0))))
+        for mass, level in zip((0.5, 0.9), target.levels_of_mass([0.5, 0.9]), strict=True):
+            assert np.mean(heights >= level) == pytest.approx(mass, abs=0.015)
+
+    @pytest.mark.parametrize('name', ['funnel', 'banana'])
+    def test_best_mean_field(self, name):
+        """By Gauss and Hermite's quadrature: the optimum's KL is what is said, and no neighbour's is lower."""
+        target = _targets.TARGETS[name]
+        # Means and standard deviations of the first and of any other coordinate, where the gradient vanishes.
+        if name == 'funnel':
+            first_of_p, others, u = 3.0, 9, 1 / (4.5 + 1 / 9)
+            optimum = np.array([0.0, 0.0, np.sqrt(u), np.exp(-u / 4)])
+        else:
+            first_of_p, others, u = 10.0, 1, np.roots([4 * target.curvature**2, 0.01, -1]).max()
+            optimum = np.array([0.0, target.curvature * (u - 100), np.sqrt(u), 1.0])
+        nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+        noise = np.stack(np.meshgrid(nodes, nodes, indexing='ij'), axis=-1).reshape(-1, 2)
+        weights = np.outer(weights, weights).ravel() / (2 * np.pi)
+
+        def kl(means, deviations):
+            points = means + deviations * noise
+            log_p_first = -0.5 * ((points[:, 0] / first_of_p) ** 2 + np.log(2 * np.pi * first_of_p**2))
+            log_q = -0.5 * (noise**2 + np.log(2 * np.pi)) - np.log(deviations)
+            log_p_other = target.log_marginal(points) - log_p_first
+            return weights @ (log_q[:, 0] - log_p_first + others * (log_q[:, 1] - log_p_other))
+
+        assert kl(optimum[:2], optimum[2:]) == pytest.approx(target.mean_field_kl, abs=1e-6)
+        rng = np.random.default_rng(0)
+        for _ in range(100):
+            means, factors = rng.normal(size=[2, 2])
+            assert kl(optimum[:2] + 0.3 * means, optimum[2:] * np.exp(0.3 * factors)) > target.mean_field_kl
+
+    @TARGETS
+    def test_samples_give_the_two_coordinates(self, name):
+        target = _targets.TARGETS[name]
+        joint = target.joint
+        sample = joint.sample_unpinned(5, seed=0) if name == 'eight schools' else joint.sample(5, seed=0)
+        coordinates = target.coordinates(sample)
+        assert coordinates.shape == (5, 2)
+        np.testing.assert_array_equal(coordinates[:, 0], sample[0])
+        np.testing.assert_array_equal(coordinates[:, 1], np.reshape(sample[1], [5, -1])[:, 0])
