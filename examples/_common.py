@@ -149,6 +149,7 @@ class TrainingWatch(keras.callbacks.Callback):
         self._steps_per_epoch = steps_per_epoch
         self._seconds: list[float] = []
         self._start = self._end = 0.0
+        self._steps_done = 0
 
     @property
     def ms_per_step(self) -> float:
@@ -156,19 +157,23 @@ class TrainingWatch(keras.callbacks.Callback):
         return float(1e3 * np.median(self._seconds[1:] or self._seconds) / self._steps_per_epoch)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._steps_done = epoch * self._steps_per_epoch
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        float((logs or {}).get('loss', 0))  # waits for an accelerator
+        self._check(self._steps_done + batch + 1, {'loss': (logs or {}).get('loss', 0)})  # waits for an accelerator
         self._end = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._seconds.append(self._end - self._start)
-        for name, value in (logs or {}).items():
+        self._check(self._steps_done + self._steps_per_epoch, logs or {})
+
+    def _check(self, steps: int, logs: Mapping[str, Any]) -> None:
+        for name, value in logs.items():
             if not np.isfinite(value):
                 raise FloatingPointError(
-                    f'{self._name}: {name} became {value} within {(epoch + 1) * self._steps_per_epoch} steps. Lower '
-                    f'the learning rate, or look for what overflows.'
+                    f'{self._name}: {name} became {value} within {steps} steps. Lower the learning rate, or look for '
+                    f'what overflows.'
                 )
 
 

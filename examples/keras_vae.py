@@ -1,0 +1,114 @@
+"""The convolutional VAE of the Keras documentation, with the flow as its sampling layer.
+
+`python keras_vae.py` trains it with a flow and without one, prints a table, and writes `results.json`, the models and a
+plot of reconstructions and samples. The model is a plain functional one, with `compile` and `fit`: `IAFSampling` takes
+the place of the `Sampling` layer, and adds the KL term to the loss itself. The images are MNIST, where Keras has it in
+its cache or `--data` says where it is, or else the 8x8 digits that scikit-learn brings; nothing is downloaded. A run
+that is killed goes on when the same command is given again, and ends with the same weights, to the bit.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import _common
+import _images
+import _vae
+import _vae_results
+import _vae_settings
+import keras
+import tensorflow as tf
+from absl import app, flags, logging
+
+import tfp_iaf.keras
+
+
+def make_vae(settings: _vae_settings.Settings, image_shape: Sequence[int], jit_compile: bool | str = 'auto') -> Any:
+    """Makes the VAE: a functional model from images to logits, compiled. Its loss is -ELBO."""
+    height, width, _ = image_shape
+    first, second = settings.filters
+    options: dict[str, Any] = {'strides': 2, 'padding': 'same', 'activation': 'relu'}
+
+    images = keras.Input(image_shape)
+    hidden = keras.layers.Conv2D(first, 3, **options)(images)
+    hidden = keras.layers.Conv2D(second, 3, **options)(hidden)
+    hidden = keras.layers.Flatten()(hidden)
+    z_mean = keras.layers.Dense(settings.latent_size, name='z_mean')(hidden)
+    z_log_var = keras.layers.Dense(settings.latent_size, name='z_log_var')(hidden)
+    inputs = [z_mean, z_log_var]
+    if settings.num_flows:
+        inputs.append(keras.layers.Dense(settings.context_size, activation='elu', name='context')(hidden))
+
+    # The one layer that is not in the Keras documentation.
+    sampling = tfp_iaf.keras.IAFSampling(
+        settings.num_flows, settings.hidden_units, kl_loss_weight=1.0, seed=settings.seed, name='sampling'
+    )
+    z, _ = sampling(inputs)
+
+    decoder = keras.Sequential(
+        [
+            keras.Input([settings.latent_size]),
+            keras.layers.Dense(height // 4 * (width // 4) * second, activation='relu'),
+            keras.layers.Reshape([height // 4, width // 4, second]),
+            keras.layers.Conv2DTranspose(second, 3, **options),
+            keras.layers.Conv2DTranspose(first, 3, **options),
+            keras.layers.Conv2DTranspose(1, 3, padding='same'),
+        ],
+        name='decoder',
+    )
+    model = keras.Model(images, decoder(z))
+    model.compile(keras.optimizers.Adam(settings.learning_rate), loss=_vae.reconstruction, jit_compile=jit_compile)
+    model.optimizer.build(model.trainable_variables)  # so that checkpoints have its variables from the start
+    return model
+
+
+def train(directory: pathlib.Path, settings: _vae_settings.Settings) -> dict[str, Any]:
+    """Trains and evaluates one VAE; writes it to `directory`, and returns its figures."""
+    started = time.perf_counter()
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(settings.seed)
+    data = _images.load_data(settings.data)
+    model = make_vae(settings, data.train.shape[1:])
+    watch = _vae.fit(model, data, settings, directory / settings.name)
+    _vae.save(model, data.test[:10], directory / f'{settings.name}.keras')
+    return {
+        **_vae.evaluate(model, data.test[: settings.evaluation_images], settings),
+        'ms_per_step': watch.ms_per_step,
+        'parameters': model.count_params(),
+        'seconds': time.perf_counter() - started,
+    }
+
+
+def define_flags() -> None:
+    """Defines the command line; in a function, since tests and other scripts import this module too."""
+    _vae_settings.define_flags('results/keras_vae')
+    flags.DEFINE_bool('fresh', False, 'Train anew what output_dir already has.')
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains a VAE with the flow that the flags describe, and one without, and reports on them."""
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    started = time.perf_counter()
+    logging.set_verbosity(logging.WARNING)  # TensorFlow has notes on every checkpoint
+    # Or else sums are taken in whatever order threads end, and no two runs are the same to the bit.
+    tf.config.experimental.enable_op_determinism()
+    output_dir = pathlib.Path(flags.FLAGS.output_dir)
+    if flags.FLAGS.fresh:
+        shutil.rmtree(output_dir / 'runs', ignore_errors=True)
+    settings = _vae_settings.from_flags()
+    print(f'Data: {f"MNIST, from {settings.data}" if settings.data else "8x8 digits, from scikit-learn"}.')
+    runs = [dataclasses.replace(settings, num_flows=count) for count in sorted({0, settings.num_flows})]
+    results = _common.run_cached(train, runs, output_dir / 'runs', 1, False, _vae_results.describe)
+    print(_vae_results.report(results))
+    _vae_results.plot(results, output_dir)
+    _vae_results.write(results, output_dir / 'results.json')
+    print(f'\nWrote results.json and a plot to {output_dir} in {time.perf_counter() - started:.0f} s.')
+
+
+if __name__ == '__main__':
+    define_flags()
+    app.run(main)

@@ -1,0 +1,107 @@
+"""The Keras VAE: a tiny run of the script itself, its parts, and what is left when it is killed."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import _images
+import _vae
+import keras
+import keras_vae
+import matplotlib.image
+import numpy as np
+import pytest
+
+from tests.examples.small_vae import SMALL
+
+TINY = {'epochs': 3, 'batch_size': 20, 'evaluation_images': 30, 'evaluation_samples': 20}
+
+
+def start(folder):
+    """Starts the script, as on a machine without MNIST."""
+    flags = [f'--{name}={value}' for name, value in TINY.items()]
+    command = [sys.executable, keras_vae.__file__, '--flows=2', '--output_dir=out', *flags]
+    environment = {**os.environ, 'KERAS_HOME': str(folder)}
+    output = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **output)
+
+
+def ended(process):
+    """Waits for the script, and returns its output."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def weights_of(path):
+    return keras.saving.load_model(path).get_weights()
+
+
+@pytest.fixture(scope='module')
+def tiny_run(tmp_path_factory):
+    """The folder and the output of the script, called from somewhere else."""
+    folder = tmp_path_factory.mktemp('elsewhere')
+    output, _ = ended(start(folder))
+    return folder / 'out', output
+
+
+@pytest.mark.slow
+class TestTinyRun:
+    def test_writes_what_it_says(self, tiny_run):
+        directory, output = tiny_run
+        assert 'Data: 8x8 digits' in output
+        record = json.loads((directory / 'results.json').read_text())
+        assert record['flags']['epochs'] == TINY['epochs'] and record['flags']['batch_size'] == TINY['batch_size']
+        assert set(record['versions']) >= {'tfp_iaf', 'tensorflow', 'tensorflow_probability', 'keras'}
+        assert [run['num_flows'] for run in record['runs']] == [0, 2]
+        for run in record['runs']:
+            assert math.isfinite(run['neg_elbo']) and run['nll'] < run['neg_elbo'] < 64 * math.log(2)
+            assert f'{run["neg_elbo"]:.2f}' in output and f'{run["nll"]:.2f}' in output
+        height, width, _ = matplotlib.image.imread(directory / 'reconstructions_and_samples.png').shape
+        assert height > 200 and width > 600
+
+    def test_models_can_be_used(self, tiny_run):
+        (path,) = (tiny_run[0] / 'runs').glob('2-flows-*.keras')
+        images = _images.load_data('').test[:4]
+        model = keras.saving.load_model(path)
+        assert model(images).shape == images.shape
+        encoder, sampling, _ = _vae.parts(model)
+        assert sampling.posterior(*encoder(images)).sample(5).shape == (5, 4, 16)
+
+    def test_leaves_no_temporary_file(self, tiny_run):
+        assert not [path for path in tiny_run[0].rglob('.*') if path.is_file()]
+
+    def test_killed_and_started_again_it_ends_with_the_same_weights(self, tiny_run, tmp_path):
+        # The run without a flow is taken as finished, so that the one with a flow is killed.
+        shutil.copytree(tiny_run[0] / 'runs', tmp_path / 'out' / 'runs', ignore=shutil.ignore_patterns('2-flows-*'))
+        process = start(tmp_path)
+        while process.poll() is None and not list((tmp_path / 'out' / 'runs').glob('2-flows-*/checkpoint')):
+            time.sleep(0.01)
+        time.sleep(0.1)  # into an epoch
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not list((tmp_path / 'out' / 'runs').glob('2-flows-*.keras'))
+        output, errors = ended(start(tmp_path))
+        assert 'Resuming: 1 of 2 runs' in output and 'goes on after' in output + errors
+        (whole,), (resumed,) = ((path / 'runs').glob('2-flows-*.keras') for path in (tiny_run[0], tmp_path / 'out'))
+        weights = weights_of(whole)
+        assert all(np.array_equal(a, b) for a, b in zip(weights, weights_of(resumed), strict=True))
+
+
+def test_training_that_diverges_ends_with_its_step(tmp_path):
+    run = dataclasses.replace(SMALL, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=rf'{run.name}: loss became \S+ within 2 steps. Lower'):
+        keras_vae.train(tmp_path, run)
+    assert not list(tmp_path.rglob('ckpt*')) and not list(tmp_path.glob('*.keras'))
+
+
+def test_images_like_mnist():
+    images = np.zeros([5, 28, 28, 1], np.float32)
+    assert keras_vae.make_vae(SMALL, images.shape[1:])(images).shape == images.shape
