@@ -130,8 +130,7 @@ def masked_kernels(network: tfp_iaf.MaskedAutoregressiveNetwork) -> list[tuple[t
         layout.stored(tfp_iaf.masks.mask(before, after))
         for layout, (before, after) in zip(network.layouts, itertools.pairwise(layers), strict=True)
     ]
-    kernels = [variable for variable in network.trainable_variables if variable.name.startswith('kernel_')]
-    return list(zip(kernels, masks, strict=True))
+    return list(zip(network.kernels, masks, strict=True))
 
 
 def permitted(order: Sequence[int], strictly: bool = False) -> np.ndarray:
