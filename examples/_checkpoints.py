@@ -35,8 +35,9 @@ def restore_newest(checkpoint: tf.train.Checkpoint, manager: tf.train.Checkpoint
 def of(model: Any, done: tf.Variable) -> tf.train.Checkpoint:
     """Returns the checkpoint of a model in training, whose optimizer is built too, and of what is counted in `done`.
 
-    It has the model's weights, the states of its seed generators, which `tf.train.Checkpoint(model=model)` would leave
-    out, and the optimizer's variables. They are told apart by their places, so it fits one architecture only.
+    It has the model's weights, the states of all its seed generators (of Keras's own layers, such as `Dropout`,
+    `tf.train.Checkpoint(model=model)` would leave them out), and the optimizer's variables. They are told apart by
+    their places, so it fits one architecture only.
     """
     variables = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
     return tf.train.Checkpoint(variables=variables, done=done)
@@ -45,9 +46,9 @@ def of(model: Any, done: tf.Variable) -> tf.train.Checkpoint:
 class Backup(keras.callbacks.Callback):
     """Keeps the state of a model in training at the end of every epoch, so that the same command can go on from there.
 
-    `keras.callbacks.BackupAndRestore` would not do. It leaves out the states of seed generators, so that samples would
-    be drawn again; and it writes over its only file, and the number of the epoch to another one, so that a run killed
-    meanwhile leaves nothing, or weights of one epoch with the number of another.
+    `keras.callbacks.BackupAndRestore` would not do. It leaves out the states of seed generators of Keras's own layers,
+    so that a `Dropout` would draw again; and it writes over its only file, and the number of the epoch to another one,
+    so that a run killed meanwhile leaves nothing, or weights of one epoch with the number of another.
 
     Args:
         model: The model, with an optimizer that is built.

@@ -254,7 +254,7 @@ _ALL = (
         order=_random_order(20),
         transform='gated',
     ),
-    # Kernels that are stored in blocks, which do not all have units.
+    # Kernels that are stored in blocks.
     Flow(
         'stored_in_blocks',
         _step(9, (13, 9), context_size=2, order='random', num_blocks=4),

@@ -125,6 +125,8 @@ def test_activations_of_keras(kit, activation):
         ({'kl_loss_weight': 'much'}, TypeError, ['kl_loss_weight', "'much'", 'number']),
         ({'kl_loss_weight': 1.0, 'free_bits': -0.5}, ValueError, ['free_bits', '-0.5', 'at least 0']),
         ({'kl_loss_weight': 1.0, 'free_bits': 'few'}, TypeError, ['free_bits', "'few'", 'number of at least 0']),
+        ({'kl_loss_weight': float('nan')}, ValueError, ['kl_loss_weight', 'nan', 'finite']),
+        ({'num_blocks': 0}, ValueError, ['num_blocks', '0', 'at least 1']),
         ({'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),
         ({'seed': 1.5}, ValueError, ['seed', '1.5', 'int']),
         ({'dtype': 'float16'}, TypeError, ['dtype', 'float16', 'float32', 'mixed precision']),
@@ -216,7 +218,7 @@ def test_integers(kit, place):
 def test_missing_context(kit):
     flow = kit.layer()
     flow(point()[:3])
-    with raises(ValueError, 'context', 'None', '[..., 3]'):
+    with raises(ValueError, 'context', 'got none', '[batch, 3]'):
         flow(point()[:2])
 
 
@@ -224,7 +226,7 @@ def test_missing_context(kit):
 def test_unexpected_context(kit):
     flow = kit.layer()
     flow(point()[:2])
-    with raises(ValueError, 'context', 'Pass'):
+    with raises(ValueError, 'context', 'got one', 'expected none', 'Pass'):
         flow(point()[:3])
 
 
@@ -232,3 +234,28 @@ def test_unexpected_context(kit):
 def test_posterior_before_the_layer_is_built(kit):
     with raises(ValueError, 'mine', 'not built', 'Call the layer'):
         kit.layer(name='mine').posterior(*PAIR)
+
+
+@each_kit
+@pytest.mark.parametrize('shape', [[1, 2, 2], [2, 2, 2], [3, 4, 2]], ids=str)
+def test_one_axis_for_the_batch(kit, shape):
+    flow = kit.layer(kl_loss_weight=1.0)
+    flow(PAIR)
+    with raises(ValueError, 'z_mean', str(tuple(shape)), '[batch, 2]', 'posterior'):
+        flow([tf.zeros(shape), tf.zeros(shape)])
+    assert flow.posterior(tf.zeros(shape), tf.zeros(shape)).batch_shape == shape[:-1]
+
+
+@each_kit
+def test_symbolic_context_that_was_not_there_and_the_converse(kit):
+    def symbolic(*sizes):
+        return [kit.keras.Input([size]) for size in sizes]
+
+    flow = kit.layer()
+    flow(symbolic(2, 2))
+    with raises(ValueError, 'context', 'got one', 'expected none'):
+        flow(symbolic(2, 2, 3))
+    flow = kit.layer()
+    flow(symbolic(2, 2, 3))
+    with raises(ValueError, 'context', 'got none', '[batch, 3]'):
+        flow(symbolic(2, 2))

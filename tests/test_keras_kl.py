@@ -290,3 +290,23 @@ def test_warmup_of_a_model_without_the_layer(kit):
 def test_bad_arguments_of_the_warmup(kit, arguments, error, parts):
     with raises(error, *parts):
         kit.KLWarmup(**arguments)
+
+
+@each_kit
+def test_warmup_tells_of_an_optimizer_that_makes_no_step(kit):
+    class OwnOptimizer(kit.keras.Model):
+        def __init__(self):
+            super().__init__(name='own')
+            self.flow = kit.layer(1, kl_loss_weight=1.0)
+
+        def call(self, x):
+            return self.flow([x, x])[0]
+
+        def train_step(self, x):
+            self(x)
+            return {'loss': tf.constant(0.0)}
+
+    model = OwnOptimizer()
+    model.compile('sgd')
+    with raises(ValueError, 'KLWarmup', "'own'", 'no step in 10 batches', 'compile'):
+        model.fit(tf.zeros([10, 2]), batch_size=1, epochs=1, callbacks=[kit.KLWarmup(4)], verbose=0)

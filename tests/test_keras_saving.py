@@ -193,3 +193,13 @@ def test_distribution_as_the_prior_has_no_config(tmp_path):
     with raises(NotImplementedError, 'prior', 'Laplace', 'keras.saving.register_keras_serializable', 'layer'):
         model.save(tmp_path / 'model.keras')
     model.save_weights(tmp_path / 'model.weights.h5')
+
+
+def test_config_keeps_the_number_of_blocks_that_the_weights_are_stored_in():
+    layer = IAFSampling(1, (300, 300))
+    assert layer.get_config()['num_blocks'] is None
+    layer.build([(None, 4), (None, 4)])
+    assert layer.get_config()['num_blocks'] == 2
+    again = IAFSampling.from_config({**layer.get_config(), 'num_blocks': 4})
+    again.build([(None, 4), (None, 4)])
+    assert again._flow().networks[0].num_blocks == 4

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.flows import normal, raises
-from tfp_iaf import MaskedAutoregressiveNetwork, masks
+from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, masks
 from tfp_iaf.kernels import Block, Layout, default_num_blocks, joined, products, split
 
 _layouts = st.tuples(
@@ -29,8 +29,9 @@ def test_what_is_stored_is_what_the_mask_permits(arguments):
     kernel = normal(mask.shape).numpy()
     stored = layout.stored(kernel)
     np.testing.assert_array_equal(layout.triangle(tf.constant(stored)).masked(), np.where(mask, kernel, 0))
-    assert layout.permitted.sum() == mask.sum()
-    assert set(stored[layout.permitted]) == set(kernel[mask])
+    permitted = layout.stored(mask)
+    assert permitted.sum() == mask.sum()
+    assert set(stored[permitted]) == set(kernel[mask])
 
 
 @hypothesis.given(_layouts)
@@ -102,3 +103,25 @@ def test_number_of_blocks_is_checked(count):
 def test_number_of_blocks_is_an_int():
     with raises(TypeError, 'num_blocks', '2.0'):
         MaskedAutoregressiveNetwork(9, (12,), num_blocks=2.0)
+
+
+@pytest.mark.parametrize('shape', [[5], [2, 3]], ids=str)
+@pytest.mark.parametrize('jit_compile', [False, True])
+def test_blocks_without_units(shape, jit_compile):
+    """Fewer units than blocks: some blocks have none, in both directions and for gradients."""
+    results = []
+    for count in (1, 4):
+        network = MaskedAutoregressiveNetwork(5, (3, 2), seed=0, num_blocks=count, dtype=tf.float64)
+        step = InverseAutoregressiveFlow(network)
+
+        @tf.function(jit_compile=jit_compile, autograph=False)
+        def values_and_gradients(x, step=step):
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(x)
+                y, z = step.forward(x), step.inverse(tf.identity(x))
+                totals = [tf.reduce_sum(tf.sin(value)) for value in (y, z)]
+            return y, z, *(tape.gradient(total, x) for total in totals)
+
+        results.append(values_and_gradients(normal([*shape, 5])))
+    for one, four in zip(*results, strict=True):
+        np.testing.assert_allclose(four, one, rtol=1e-10, atol=1e-12)

@@ -109,6 +109,7 @@ def _forbidden(value):
     return lambda kernel, mask: tf.where(mask, kernel, tf.constant(value, kernel.dtype))
 
 
+each_number_of_blocks = pytest.mark.parametrize('num_blocks', [1, 4])
 overwritten = pytest.mark.parametrize(
     'overwrite',
     [_ones, _forbidden(np.inf), _forbidden(-np.inf), _forbidden(np.nan), _forbidden(1e300)],
@@ -119,8 +120,9 @@ overwritten = pytest.mark.parametrize(
 @overwritten
 @pytest.mark.parametrize('method', ['assign', 'assign_sub'])
 @pytest.mark.parametrize('order', ['left-to-right', 'right-to-left', (2, 0, 3, 1)], ids=str)
-def test_no_weight_breaks_the_autoregressive_property(overwrite, method, order):
-    net = network(order=order, activation='tanh')
+@each_number_of_blocks
+def test_no_weight_breaks_the_autoregressive_property(overwrite, method, order, num_blocks):
+    net = network(order=order, activation='tanh', num_blocks=num_blocks)
     for kernel, mask in masked_kernels(net):
         value = overwrite(kernel, mask)
         getattr(kernel, method)(value if method == 'assign' else kernel - value)
@@ -131,8 +133,9 @@ def test_no_weight_breaks_the_autoregressive_property(overwrite, method, order):
 
 
 @overwritten
-def test_forbidden_weights_do_not_change_the_output(overwrite):
-    net = network()
+@each_number_of_blocks
+def test_forbidden_weights_do_not_change_the_output(overwrite, num_blocks):
+    net = network(num_blocks=num_blocks)
     x, context = random_input(net)
     for kernel, mask in masked_kernels(net):
         kernel.assign(tf.where(mask, kernel, 0.0))
@@ -143,8 +146,9 @@ def test_forbidden_weights_do_not_change_the_output(overwrite):
 
 
 @pytest.mark.parametrize('forbidden', [0.0, 1.0, np.inf, np.nan])
-def test_gradient_is_zero_for_forbidden_weights_and_for_no_other(forbidden):
-    net = network()
+@each_number_of_blocks
+def test_gradient_is_zero_for_forbidden_weights_and_for_no_other(forbidden, num_blocks):
+    net = network(num_blocks=num_blocks)
     x, context = random_input(net)
     for kernel, mask in masked_kernels(net):
         kernel.assign(_forbidden(forbidden)(kernel, mask))

@@ -513,3 +513,9 @@ def test_context_of_another_size():
 def test_context_with_a_batch_that_does_not_fit():
     with raises(ValueError, 'context', '(4, 2)', '(5, 3)'):
         posterior()(*arguments()[:2], arguments((4,))[2]).sample()
+
+
+@pytest.mark.parametrize('argument', ['inverse', 'activation'])
+def test_arguments_are_checked_without_a_step(argument):
+    with raises(ValueError, argument, "'foo'"):
+        IAFPosterior(2, 0, **{argument: 'foo'})

@@ -338,7 +338,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize(
     ('optimizer', 'jit_compile'),
-    [('keras', None), ('keras', True), ('tf_keras', True), ('tfp', None)],
+    [('keras', None), ('keras', True), ('tf_keras', None), ('tf_keras', True), ('tfp', None), ('tfp', True)],
     ids=str,
 )
 def test_training_in_tfp_reaches_the_target(optimizer, jit_compile):

@@ -184,14 +184,14 @@ class InverseAutoregressiveFlow(CachedBijector):
         return params
 
 
-def checked_inverse(inverse: str, network: Network) -> str:
-    """Returns the method by which the step with this network inverts."""
+def checked_inverse(inverse: str, network: Network | None) -> str:
+    """Returns the method by which the step with this network inverts, or would with some network."""
     ours = isinstance(network, MaskedAutoregressiveNetwork)
+    if inverse not in ('auto', 'blockwise', 'fixed_point'):
+        raise ValueError(f"inverse: got {inverse!r}, expected 'auto', 'blockwise' or 'fixed_point'.")
     if inverse == 'auto':
         return 'blockwise' if ours else 'fixed_point'
-    if inverse not in ('blockwise', 'fixed_point'):
-        raise ValueError(f"inverse: got {inverse!r}, expected 'auto', 'blockwise' or 'fixed_point'.")
-    if inverse == 'blockwise' and not ours:
+    if inverse == 'blockwise' and network is not None and not ours:
         raise ValueError(
             f"inverse: got 'blockwise', expected 'auto' or 'fixed_point' for {network!r}: solving by blocks needs the "
             f'sorted degrees of a MaskedAutoregressiveNetwork.'

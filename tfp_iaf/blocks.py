@@ -56,8 +56,8 @@ def blockwise(
     Gradients are those of the implicit function theorem, with the transposed system solved in the same way; memory is
     that of one network pass. A second derivative raises an error.
 
-    Cost: the arithmetic of one network pass and of the sweeps, each of which is an eighth of a pass. A gradient costs
-    as much again, and the products that the gradient of a network pass has.
+    Cost: the arithmetic of one pass without its masks, and of the sweeps, each of which is an eighth of that. A
+    gradient costs as much again, and the products that the gradient of a network pass has.
 
     >>> from tfp_iaf import transforms
     >>> network = MaskedAutoregressiveNetwork(20, hidden_units=(32,), seed=0)
@@ -109,7 +109,15 @@ def _differentiable_solver(
         params = _split(outputs, network.params)
         image, log_det = transform.forward(x, params)
 
-        def grad(dx: tf.Tensor, dlog_det: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def grad(
+            dx: tf.Tensor, dlog_det: tf.Tensor, _: tf.Tensor, variables: Sequence[tf.Variable] = ()
+        ) -> tuple[tf.Tensor, ...]:
+            if variables:
+                raise ValueError(
+                    f'transform: got {transform!r}, or an activation, with the variables '
+                    f'{[variable.name for variable in variables]}, expected functions of their arguments alone. Let '
+                    f"the network make a parameter of what shall be trained, or take inverse='fixed_point'."
+                )
             backward = _Backward(network, transform, kernels, (x, params, hidden), (dx, dlog_det))
             w, _, cotangents = backward.solve(num_blocks)
             w, *cotangents = (first_order_only(value, y, first, *weights) for value in (w, *cotangents[::-1]))

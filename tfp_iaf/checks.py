@@ -28,12 +28,12 @@ def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
 
 
 def checked_number(argument: str, value: Any, minimum: float | None = None) -> float:
-    """Returns `value` as a float, of at least `minimum`."""
+    """Returns `value` as a finite float, of at least `minimum`."""
     expected = 'a number' if minimum is None else f'a number of at least {minimum:g}'
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f'{argument}: got {value!r}, expected {expected}.')
-    if minimum is not None and not value >= minimum:
-        raise ValueError(f'{argument}: got {value}, expected {expected}.')
+    if not np.isfinite(value) or (minimum is not None and value < minimum):
+        raise ValueError(f'{argument}: got {value}, expected {expected}, and finite.')
     return float(value)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_iaf.checks import checked_number
+
 __all__ = ['Affine', 'Gated', 'Transform']
 
 
@@ -15,8 +17,8 @@ class Transform(abc.ABC):
     """An increasing map of the real line, for each entry its own.
 
     A subclass gives `params` and both directions; each returns the log-derivative of `forward`, per entry, from the
-    same evaluation. Instances are immutable and compare by value, since TFP's caches compare the bijectors that
-    hold them.
+    same evaluation. They depend on their arguments alone: what else shall be trained belongs into the parameters.
+    Instances are immutable and compare by value, since TFP's caches compare the bijectors that hold them.
     """
 
     def get_config(self) -> dict[str, Any]:
@@ -65,6 +67,9 @@ class Gated(Transform):
 
     gate_bias: float = 2.0
 
+    def __post_init__(self) -> None:
+        checked_number('gate_bias', self.gate_bias)
+
     @property
     def params(self) -> int:
         return 2
@@ -106,6 +111,7 @@ class Affine(Transform):
     max_log_scale: float = 8.0
 
     def __post_init__(self) -> None:
+        checked_number('max_log_scale', self.max_log_scale)
         if not self.max_log_scale > 0:
             raise ValueError(f'max_log_scale: got {self.max_log_scale}, expected a positive number.')
 

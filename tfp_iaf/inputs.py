@@ -41,10 +41,26 @@ def check_inputs(
     """Raises an error if the inputs of a call do not fit the shapes with which the layer of this name was built."""
     if not isinstance(inputs, (list, tuple)) or len(inputs) not in (2, 3):
         raise ValueError(f'inputs: got {inputs!r}, expected {_INPUTS}.')
+    if event_shape is not None and (len(inputs) == 3) != (context_shape is not None):
+        given, expected = ('one', 'none') if len(inputs) == 3 else ('none', f'one, [batch, {_sizes(context_shape)}]')
+        raise ValueError(
+            f'context: got {given}, expected {expected}, as {layer} was built. Pass {_INPUTS}, as at its first call, or '
+            f'make another layer.'
+        )
     shapes = (event_shape, event_shape, context_shape)
     for argument, value, shape in zip(('z_mean', 'z_log_var', 'context'), inputs, shapes, strict=False):
         if shape is not None:
             _check_input(argument, value, shape, layer)
+            rank = tf.TensorShape(value.shape).rank
+            if rank is not None and rank != 1 + len(shape):
+                raise ValueError(
+                    f'{argument}: got shape {value.shape}, expected [batch, {_sizes(shape)}], with one axis for the '
+                    f'batch. For several samples of a row, use the method posterior.'
+                )
+
+
+def _sizes(shape: tuple[int, ...] | None) -> str:
+    return ', '.join(map(str, shape or ()))
 
 
 def _check_input(argument: str, value: Any, shape: tuple[int, ...], layer: str) -> None:
@@ -54,7 +70,7 @@ def _check_input(argument: str, value: Any, shape: tuple[int, ...], layer: str) 
     rank = len(shape)
     if given.rank is not None and (given.rank < rank or not given[given.rank - rank :].is_compatible_with(shape)):
         raise ValueError(
-            f'{argument}: got shape {given}, expected [batch, {", ".join(map(str, shape))}], with which {layer} was '
+            f'{argument}: got shape {given}, expected [batch, {_sizes(shape)}], with which {layer} was '
             f'built. The inputs are {_INPUTS}.'
         )
 

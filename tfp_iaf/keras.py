@@ -46,8 +46,8 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
 
     Cost: one pass of each step's network per call. Weights: `summary()` counts all that are stored, and one that is not
     trainable for `kl_loss_weight`. The masks put zeros in the place of nearly half of each network's kernels, but for
-    those of the context. Most of these weights are not stored where kernels are so large that they are cut into blocks
-    (above 2^16 weights); else they are counted, and stay as they were initialised, at zero.
+    those of the context. Where kernels are so large that they are cut into blocks (above 2^16 weights), half of these
+    weights or more are not stored; the others are counted, and stay as they were initialised, at zero.
 
     Args:
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
@@ -60,8 +60,8 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
             variable that is saved with the weights: `layer.kl_loss_weight.assign(0.5)` changes a model in training, and
             `KLWarmup` does so step by step. The config keeps the number given here.
         free_bits: A number of nats: the KL term is then no less than this, and while the batch's mean KL is below, it
-            has no gradient; see `tfp_iaf.objectives.free_bits`, with all of z as one group. The metric `kl` stays the
-            KL itself.
+            has no gradient; see `tfp_iaf.objectives.free_bits`, with all of z as one group. Under a `tf.distribute`
+            strategy, the batch is that of a replica. The metric `kl` stays the KL itself.
         prior: p(z). `None` is the standard normal. A `tfd.Distribution` has the event shape of z and no batch shape; or
             it is scalar, and of every entry, with a batch shape that broadcasts to the event shape of z. A function, or
             a Keras layer, maps z to log p(z), `[batch]`; a layer is trained and saved with this one. A distribution
@@ -69,6 +69,8 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
         alternate_order: Whether every second step takes the entries from right to left.
         activation: Activation of the networks: a name of `tf.nn` or of `keras.activations`, or a function that acts on
             every unit alone and has no variables; so no layer.
+        num_blocks: In how many blocks the networks are cut; see `MaskedAutoregressiveNetwork`. What `None` comes to stands
+            in the config of a layer that is built.
         seed: Seed of the initial weights and of the samples. `None` follows `keras.utils.set_random_seed`. Where it has
             come to is saved with the weights. The replicas of a `tf.distribute` strategy draw different samples.
         **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.

@@ -1,4 +1,4 @@
-"""Kernels of masked layers, stored and multiplied without most of what their masks forbid.
+"""Kernels of masked layers, stored and multiplied without a part of what their masks forbid.
 
 Degrees are sorted within every layer, so that a kernel is block triangular: with rows and columns cut where the entries
 are cut in half, one quarter of it, the corner, is permitted as a whole, the opposite one is forbidden as a whole, and
@@ -35,7 +35,7 @@ _MOST_BLOCKS = 4
 
 
 def default_num_blocks(event_size: int, largest_kernel: int) -> int:
-    """Returns in how many blocks to cut a network: 1, 2 or 4, until no square has more than 2^16 weights.
+    """Returns in how many blocks to cut a network: 1, 2 or 4, the fewest whose squares have 2^16 weights at most.
 
     >>> [default_num_blocks(32, units**2) for units in (256, 320, 1024)]
     [1, 2, 4]
@@ -158,8 +158,6 @@ class Layout:
         self._block, self._layer, self._num_blocks = Block(degrees, 0, degrees[0].size), layer, num_blocks
         self._parts = list(_parts(self._block, layer, num_blocks))
         mask = masks.mask(degrees[layer], degrees[layer + 1])
-        # Which of the stored weights are permitted.
-        self.permitted = self.stored(mask)
         # Tensors made once: a NumPy mask would be copied at every eager call and be embedded in every graph.
         with tf.init_scope():
             self._masks = [tf.constant(mask[rows, columns]) for rows, columns, square in self._parts if square]

@@ -13,7 +13,13 @@ from tfp_iaf import transforms
 from tfp_iaf.bijectors import InverseAutoregressiveFlow, checked_inverse
 from tfp_iaf.caching import UncachedChain
 from tfp_iaf.checks import checked_context, checked_dtype, checked_hidden_units, checked_size, checked_tensor
-from tfp_iaf.networks import Activation, MaskedAutoregressiveNetwork, VariableFactory, random_generator
+from tfp_iaf.networks import (
+    Activation,
+    MaskedAutoregressiveNetwork,
+    VariableFactory,
+    checked_activation,
+    random_generator,
+)
 from tfp_iaf.transforms import Transform
 
 __all__ = ['IAFPosterior']
@@ -115,8 +121,9 @@ class IAFPosterior(tf.Module):
             )
             for t in range(self._num_flows)
         )
-        for network in self._networks:
-            checked_inverse(inverse, network)
+        # With no step there is nothing that would check these.
+        checked_activation(activation)
+        checked_inverse(inverse, self._networks[0] if self._networks else None)
 
     @property
     def event_size(self) -> int:

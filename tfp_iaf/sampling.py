@@ -47,6 +47,7 @@ class SamplingLayer:
         prior: Prior | None = None,
         alternate_order: bool = True,
         activation: str | Activation = 'elu',
+        num_blocks: int | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -59,6 +60,7 @@ class SamplingLayer:
         self.alternate_order = alternate_order
         self.activation = activation
         self._activation_function = self._checked_activation(activation)
+        self.num_blocks = None if num_blocks is None else checked_size('num_blocks', num_blocks)
         if seed is not None:
             random_generator(seed)  # which checks it
             seed = int(seed)
@@ -147,7 +149,10 @@ class SamplingLayer:
         priors.check_shape(self.prior, shapes[0][1:], self._flow_dtype)
         self._event_shape = shapes[0][1:]
         self._context_shape = shapes[2][1:] if len(shapes) == 3 else None
-        self._keep(self._make_posterior(self._make_flow_weight))
+        posterior = self._keep(self._make_posterior(self._make_flow_weight))
+        if posterior.networks:
+            # From now on part of the config: the weights that a file has are those of so many blocks.
+            self.num_blocks = posterior.networks[0].num_blocks
         if isinstance(self.prior, self._keras.layers.Layer):
             # Which makes its weights, and those of the layers in it, before an optimizer or a file asks for them.
             self.prior(self._keras.Input(self._event_shape, dtype=self.variable_dtype))
@@ -168,6 +173,7 @@ class SamplingLayer:
             activation=self._activation_function,
             seed=self.seed,
             dtype=self._flow_dtype,
+            num_blocks=self.num_blocks,
             variable_factory=variable_factory,
             name=self.name,
         )
@@ -274,6 +280,7 @@ class SamplingLayer:
             'prior': self._serialize(self.prior),
             'alternate_order': self.alternate_order,
             'activation': self._serialize(self.activation),
+            'num_blocks': self.num_blocks,
             'seed': self.seed,
         }
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfp_iaf.checks import checked_size
+from tfp_iaf.checks import checked_number, checked_size
 from tfp_iaf.elementwise import Transform
 
 __all__ = ['RationalQuadraticSpline']
@@ -65,7 +65,9 @@ class RationalQuadraticSpline(Transform):
 
     def __post_init__(self) -> None:
         checked_size('num_bins', self.num_bins, minimum=2)
-        if not 0 < self.bound < math.inf:
+        for name in ('bound', 'min_bin_size', 'min_slope'):
+            checked_number(name, getattr(self, name))
+        if not self.bound > 0:
             raise ValueError(f'bound: got {self.bound}, expected a positive number.')
         if not 0 < self.num_bins * self.min_bin_size < 1:
             raise ValueError(

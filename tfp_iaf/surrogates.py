@@ -34,6 +34,7 @@ def build_iaf_surrogate_posterior(
     inverse: str = 'auto',
     seed: int | None = None,
     dtype: tf.DType = tf.float32,
+    num_blocks: int | None = None,
     validate_args: bool = False,
     name: str = 'iaf_surrogate_posterior',
 ) -> tfp.distributions.TransformedDistribution:
@@ -68,6 +69,7 @@ def build_iaf_surrogate_posterior(
         inverse: How the steps invert what they did not make; see `InverseAutoregressiveFlow`.
         seed: Seed of the initial weights. `None` follows TensorFlow's global seed.
         dtype: Of the variables and of all parts of an event: `tf.float32` or `tf.float64`.
+        num_blocks: In how many blocks the networks are cut; see `MaskedAutoregressiveNetwork`.
         validate_args: Whether bijectors and distributions check their arguments at run time.
         name: Name of the distribution.
 
@@ -126,6 +128,7 @@ def build_iaf_surrogate_posterior(
         inverse=inverse,
         seed=seed,
         dtype=dtype,
+        num_blocks=num_blocks,
         validate_args=validate_args,
         name=name,
     )

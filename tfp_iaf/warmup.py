@@ -11,6 +11,8 @@ from tfp_iaf.sampling import SamplingLayer
 
 __all__ = ['WarmupCallback']
 
+_BATCHES_WITHOUT_A_STEP = 10
+
 
 class WarmupCallback:
     """The callback `KLWarmup`, mixed into the callback class of either Keras; see `tfp_iaf.keras.KLWarmup`."""
@@ -22,6 +24,7 @@ class WarmupCallback:
         self.steps = checked_size('steps', steps)
         self.start = checked_number('start', start)
         self._sampling_layers: list[Any] = []
+        self._first_step = self._batches = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Finds the layers."""
@@ -35,11 +38,24 @@ class WarmupCallback:
                 f'KLWarmup: got the model {self.model.name!r} without an IAFSampling layer that has a kl_loss_weight. '
                 f'Give the layer the weight that the warm-up shall reach.'
             )
+        self._first_step, self._batches = int(self.model.optimizer.iterations), 0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Sets the weights for the steps that follow."""
+        self._batches += 1
         # In TensorFlow, not Python: to read the step would make the host wait for the accelerator.
         for layer in self._sampling_layers:
             weight = layer.kl_loss_weight
             share = tf.minimum(tf.cast(self.model.optimizer.iterations, weight.dtype) / self.steps, 1.0)
             weight.assign(self.start + (layer._kl_target - self.start) * share)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Makes sure that the optimizer's steps are counted."""
+        # A loss scale that is still too large may cost the first few.
+        if self._batches < _BATCHES_WITHOUT_A_STEP or int(self.model.optimizer.iterations) != self._first_step:
+            return
+        raise ValueError(
+            f'KLWarmup: the optimizer of the model {self.model.name!r} made no step in {self._batches} batches, and so '
+            f'the weight of the KL term would not grow. Where train_step uses an optimizer of its own, pass that one '
+            f'to compile.'
+        )
