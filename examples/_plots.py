@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from matplotlib.figure import Figure
 matplotlib.use('Agg')
 
 _MASSES = (0.99, 0.9, 0.5, 0.1)
+_BINS = 60
 
 
 class Curve(NamedTuple):
@@ -168,51 +171,87 @@ def plot_costs(
         axis.set_xlabel(quantity)
     handles = [matplotlib.lines.Line2D([], [], marker='o', color=colors[name], label=name) for name in names]
     figure.legend(handles=handles, loc='outside upper center', ncols=min(6, len(handles)))
+    _save(figure, path)
 
 
-class Exact(NamedTuple):
-    """The exact density `p` `[size, size]` of two named coordinates on a grid, and the heights of its contours."""
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """What samples are compared with: K named coordinates, the ends of each one's axis, and exact samples `[M, K]`."""
 
-    axes: tuple[np.ndarray, np.ndarray]
-    names: tuple[str, str]
-    p: np.ndarray
-    levels: Sequence[float]
+    names: Sequence[str]
+    window: Sequence[tuple[float, float]]
+    samples: np.ndarray
 
-    def draw_over(self, axis: Any) -> None:
-        """Draws the contours, and frames them."""
-        axis.contour(*self.axes, self.p.T, levels=self.levels, colors='black', linewidths=0.7)
-        (left, right), (bottom, top) = (ends[[0, -1]] for ends in self.axes)
-        axis.set(xlim=(left, right), ylim=(bottom, top), xlabel=self.names[0])
+    @functools.cached_property
+    def marginals(self) -> list[np.ndarray]:
+        """For each coordinate the shares of all samples in the cells of a histogram."""
+        columns = zip(self.samples.T, self.window, strict=True)
+        return [np.histogram(column, _BINS, ends)[0] / len(column) for column, ends in columns]
+
+    @functools.cached_property
+    def densities(self) -> dict[tuple[int, int], tuple[list[np.ndarray], np.ndarray]]:
+        """For each pair the centres of a histogram's cells along either axis, and its counts, slightly smoothed."""
+        result = {}
+        for i, j in itertools.combinations(range(len(self.names)), 2):
+            ends = [self.window[i], self.window[j]]
+            counts, *edges = np.histogram2d(self.samples[:, i], self.samples[:, j], 120, ends)
+            for axis in range(2):
+                counts = np.apply_along_axis(np.convolve, axis, counts, np.array([0.25, 0.5, 0.25]), 'same')
+            result[i, j] = [(edge[1:] + edge[:-1]) / 2 for edge in edges], counts
+        return result
+
+    def draw_marginal(self, axis: Any, i: int, samples: np.ndarray, color: str) -> None:
+        """Draws the histogram of samples of coordinate i, `[N]`, and the outline of the exact samples'."""
+        bins = np.linspace(*self.window[i], _BINS + 1)
+        # Shares of all samples, and not only of those in the window.
+        axis.hist(
+            samples, bins, weights=np.full(len(samples), 1 / len(samples)), color=color, alpha=0.6, label='samples'
+        )
+        axis.stairs(self.marginals[i], bins, color='black', linewidth=0.8, label='exact')
+        axis.set(xlim=self.window[i], yticks=[])
+
+    def draw_pair(self, axis: Any, i: int, j: int, samples: np.ndarray, color: str) -> None:
+        """Draws samples of coordinates i < j, `[N, 2]`, and over them the contours of the exact samples."""
+        axes, density = self.densities[i, j]
+        axis.plot(*samples.T, ',', color=color, alpha=0.5)
+        axis.contour(*axes, density.T, levels=levels_of_mass(density, [0.99, 0.9, 0.5]), colors='black', linewidths=0.7)
+        axis.set(xlim=self.window[i], ylim=self.window[j])
 
 
-class Comparison(NamedTuple):
-    """An exact density, and for each model a title and samples `[N, 2]`."""
-
-    exact: Exact
-    samples: dict[str, tuple[str, np.ndarray]]
-
-
-def plot_samples(rows: Mapping[str, Comparison], colors: Mapping[str, str], path: pathlib.Path) -> None:
-    """Draws a row for each title, and in it each model's samples under the contours of 50, 90 and 99 % of the mass."""
-    columns = max(len(row.samples) for row in rows.values())
-    figure = Figure(figsize=(2.6 * columns, 2.7 * len(rows) + 0.4), layout='constrained')
-    figure.suptitle('Samples of q, and the contours that hold 50, 90 and 99 % of the mass of the exact p', fontsize=11)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axis in grid.flat:
-        axis.set_axis_off()
-    for line, (title, (exact, samples)) in zip(grid, rows.items(), strict=True):
-        for axis, (model, (label, points)) in zip(line, samples.items(), strict=False):
-            axis.set_axis_on()
-            axis.plot(*points.T, ',', color=colors[model], alpha=0.5)
-            exact.draw_over(axis)
-            axis.set_title(label, fontsize=10)
-        line[0].set_ylabel(f'{title}\n{exact.names[1]}')
-    figure.align_ylabels(grid[:, 0])
+def plot_corners(
+    exact: Exact, models: Mapping[str, tuple[str, np.ndarray]], colors: Mapping[str, str], path: pathlib.Path
+) -> None:
+    """Draws for each model, with a title and samples `[N, K]`, every coordinate's density and every pair's samples."""
+    size = len(exact.names)
+    lines = 1 + (len(models) > 3)
+    columns = -(-len(models) // lines)
+    figure = Figure(figsize=(1.7 * size * columns, (1.6 * size + 0.4) * lines + 0.4), layout='constrained')
+    figure.suptitle(
+        'Samples of q in colour; in black the exact p, with contours that hold 50, 90 and 99 % of the mass in view',
+        fontsize=12,
+    )
+    parts = figure.subfigures(lines, columns, squeeze=False).flat
+    for part, (model, (title, samples)) in zip(parts, models.items(), strict=False):
+        part.suptitle(title, fontsize=11)
+        grid = part.subplots(size, size, sharex='col', squeeze=False)
+        for (row, column), axis in np.ndenumerate(grid):
+            if column > row:
+                axis.set_axis_off()
+            elif column == row:
+                exact.draw_marginal(axis, row, samples[:, row], colors[model])
+            else:
+                exact.draw_pair(axis, column, row, samples[:, [column, row]], colors[model])
+            axis.tick_params(labelsize=7, length=2, labelleft=column == 0)
+        for name, bottom, left in zip(exact.names, grid[-1], grid[:, 0], strict=True):
+            bottom.set_xlabel(name)
+            if left is not grid[0, 0]:
+                left.set_ylabel(name)
+        part.align_ylabels(grid[:, 0])
     _save(figure, path)
 
 
 class Chains(NamedTuple):
-    """A sampler's title, the first coordinate in one chain `[N]`, the gradients a state took, and samples `[M, 2]`."""
+    """A sampler's title, the first coordinate in one chain `[N]`, the gradients a state took, and samples `[M, K]`."""
 
     title: str
     trace: np.ndarray
@@ -220,34 +259,20 @@ class Chains(NamedTuple):
     samples: np.ndarray
 
 
-def plot_chains(
-    samplers: Mapping[str, Chains], exact: Exact, marginal_p: np.ndarray, colors: Mapping[str, str], path: pathlib.Path
-) -> None:
-    """Draws a row for each sampler: one chain, and of all chains the first coordinate's density, and samples.
-
-    Args:
-        samplers: What to draw.
-        exact: The exact density of both coordinates.
-        marginal_p: The exact density of the first one, on the first of the grid's axes.
-        colors: Of the samplers.
-        path: Of the PNG.
-    """
+def plot_chains(samplers: Mapping[str, Chains], exact: Exact, colors: Mapping[str, str], path: pathlib.Path) -> None:
+    """Draws a row for each sampler: one chain, and of all chains the first coordinate, and the first two."""
     figure = Figure(figsize=(12.0, 3.0 * len(samplers)), layout='constrained')
-    low, high = exact.axes[0][[0, -1]]
     grid = figure.subplots(len(samplers), 3, squeeze=False, gridspec_kw={'width_ratios': [2.2, 1, 1]})
     for (trace, marginal, pair), (name, chains) in zip(grid, samplers.items(), strict=True):
         # The same number of gradients in all rows.
         count = 6000 // chains.gradients_per_state
         states = chains.trace[:count]
         trace.plot(chains.gradients_per_state * np.arange(len(states)), states, color=colors[name], linewidth=0.6)
-        trace.set(ylim=(low, high), title=chains.title, xlabel='gradients', ylabel=exact.names[0])
+        trace.set(ylim=exact.window[0], title=chains.title, xlabel='gradients', ylabel=exact.names[0])
         trace.grid(alpha=0.3)
-        bins = np.linspace(low, high, 61).tolist()
-        marginal.hist(chains.samples[:, 0], bins, density=True, color=colors[name], alpha=0.6, label='samples')
-        marginal.plot(exact.axes[0], marginal_p, color='black', linewidth=0.8, label='exact')
-        marginal.set(xlim=(low, high), xlabel=exact.names[0], yticks=[])
+        exact.draw_marginal(marginal, 0, chains.samples[:, 0], colors[name])
+        marginal.set_xlabel(exact.names[0])
         marginal.legend(fontsize=8)
-        pair.plot(*chains.samples.T, ',', color=colors[name], alpha=0.5)
-        exact.draw_over(pair)
-        pair.set_ylabel(exact.names[1])
+        exact.draw_pair(pair, 0, 1, chains.samples[:, :2], colors[name])
+        pair.set(xlabel=exact.names[0], ylabel=exact.names[1])
     _save(figure, path)

@@ -1,7 +1,7 @@
 """Posteriors whose answer is known: Neal's funnel, a banana, and the eight schools.
 
-Each is a TFP joint distribution, as a user would write a model, with its log evidence, and the exact density of two of
-its coordinates, to be drawn beside an approximation's samples.
+Each is a TFP joint distribution, as a user would write a model, with its log evidence, and independent samples to draw
+beside an approximation's.
 
 None is one of TFP's `AutoBatched` joint distributions: with those, XLA compiles a sampler anew for every seed.
 """
@@ -9,13 +9,14 @@ None is one of TFP's `AutoBatched` joint distributions: with those, XLA compiles
 from __future__ import annotations
 
 import abc
-from collections.abc import Generator, Sequence
+import functools
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from _quadrature import Grid, levels_of_mass
+from _quadrature import Grid
 
 tfd = tfp.distributions
 _Root = tfd.JointDistributionCoroutine.Root
@@ -27,36 +28,27 @@ class Target(abc.ABC):
     Attributes:
         joint: The model; where data are observed, pinned to them. Its `unnormalized_log_prob` is the log-density of the
             posterior plus `log_evidence()`.
-        pair: The names of the two coordinates that are drawn.
-        window: Where.
+        names: Of the coordinates that are drawn.
+        window: Where: the ends of an axis for each.
         mean_field_kl: The least KL(q || posterior) of all q with independent Gaussian coordinates, or None if unknown.
     """
 
     joint: Any
-    pair: tuple[str, str]
-    window: Grid
+    names: tuple[str, ...]
+    window: tuple[tuple[float, float], ...]
     mean_field_kl: float | None = None
 
     @abc.abstractmethod
     def coordinates(self, sample: Any) -> np.ndarray:
-        """Returns the two coordinates, `[N, 2]`, of N samples of a distribution like `joint`."""
+        """Returns the coordinates that are drawn, `[..., K]`, of samples of a distribution like `joint`."""
 
-    @abc.abstractmethod
-    def log_marginal(self, points: np.ndarray) -> np.ndarray:
-        """Returns the log-density of the two coordinates, plus the log evidence, `[N]`, at points `[N, 2]`."""
+    def sample(self, count: int, seed: int) -> Any:
+        """Returns independent samples of the posterior, in parts as those of `joint`."""
+        return self.joint.sample(count, seed=[seed, 0])
 
     def log_evidence(self) -> float:
         """Returns the logarithm of the integral over what is not observed."""
         return 0.0
-
-    def density(self) -> np.ndarray:
-        """Returns the density of the two coordinates on the window's grid, `[size, size]`."""
-        log_density = self.log_marginal(self.window.points) - self.log_evidence()
-        return np.exp(log_density).reshape(self.window.size, self.window.size)
-
-    def levels_of_mass(self, masses: Sequence[float]) -> list[float]:
-        """Returns the heights of the contours of the density that enclose the given shares of its mass."""
-        return levels_of_mass(self.density(), masses)
 
 
 class Funnel(Target):
@@ -68,8 +60,8 @@ class Funnel(Target):
         Neal 2003, "Slice Sampling", Section 8.
     """
 
-    pair = ('v', 'x[0]')
-    window = Grid((-10.0, -25.0), (10.0, 25.0), 801)
+    names = ('$v$', '$x_1$', '$x_2$')
+    window = ((-10.0, 10.0), (-25.0, 25.0), (-25.0, 25.0))
     mean_field_kl = float(np.log(3) + 0.5 * np.log(4.5 + 1 / 9))
 
     def __init__(self, size: int = 10) -> None:
@@ -81,18 +73,7 @@ class Funnel(Target):
         self.joint = tfd.JointDistributionCoroutine(model)
 
     def coordinates(self, sample: Any) -> np.ndarray:
-        return np.stack([sample.v, sample.x[..., 0]], axis=-1)
-
-    def log_marginal(self, points: np.ndarray) -> np.ndarray:
-        v, x = points.astype(np.float64).T
-        return _log_normal(v, 9.0) + _log_normal(x, np.exp(v))
-
-    def levels_of_mass(self, masses: Sequence[float]) -> list[float]:
-        # From samples: the mouth is wider than the window, and the neck narrower than a grid's cell.
-        v, x = np.random.default_rng(0).normal(size=[2, 100000])
-        points = np.stack([3 * v, np.exp(1.5 * v) * x], axis=-1)
-        heights = np.exp(self.log_marginal(points))
-        return [float(np.quantile(heights, 1 - mass)) for mass in masses]
+        return np.concatenate([sample.v[..., np.newaxis], sample.x[..., :2]], axis=-1)
 
 
 class Banana(Target):
@@ -104,8 +85,8 @@ class Banana(Target):
         Haario, Saksman and Tamminen 1999, "Adaptive proposal distribution for random walk Metropolis algorithm".
     """
 
-    pair = ('x', 'y')
-    window = Grid((-32.0, -9.0), (32.0, 29.0), 400)
+    names = ('$x$', '$y$')
+    window = ((-32.0, 32.0), (-9.0, 29.0))
     curvature = 0.03
 
     def __init__(self) -> None:
@@ -122,27 +103,27 @@ class Banana(Target):
     def coordinates(self, sample: Any) -> np.ndarray:
         return np.stack([sample.x, sample.y], axis=-1)
 
-    def log_marginal(self, points: np.ndarray) -> np.ndarray:
-        x, y = points.astype(np.float64).T
-        return _log_normal(x, 100.0) + _log_normal(y - self.curvature * (x**2 - 100), 1.0)
-
 
 class EightSchools(Target):
     r"""How much coaching helps at eight schools, in the parameterisation of TFP's tutorial.
 
     $\mu \sim N(0, 10^2)$, $\ln \tau \sim N(5, 1)$, $\epsilon_j \sim N(0, 1)$, and the effect observed at school j,
-    $y_j \sim N(\mu + \tau \epsilon_j, \sigma_j^2)$. Given $\mu$ and $\tau$ the integral over all $\epsilon_j$ is known.
+    $y_j \sim N(\theta_j, \sigma_j^2)$ with $\theta_j = \mu + \tau \epsilon_j$. Given $\mu$ and $\tau$ all $\epsilon_j$
+    are Gaussian and independent, which leaves an integral over two dimensions.
 
     References:
         Rubin 1981, "Estimation in Parallel Randomized Experiments".
     """
 
-    pair = ('effect', 'log_stddev')
-    window = Grid((-18.0, 0.0), (28.0, 4.5), 400)
+    names = (r'$\mu$', r'$\ln\,\tau$', r'$\theta_1$')
+    window = ((-18.0, 28.0), (0.0, 4.5), (-20.0, 55.0))
+    grid = Grid((-60.0, -10.0), (60.0, 15.0), 800)
     effects = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
     stddevs = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 
-    def __init__(self) -> None:
+    @functools.cached_property
+    def joint(self) -> Any:
+        # Not at the import: to pin is to compute, after which a worker process cannot choose its number of threads.
         def model() -> Generator[Any, Any, None]:
             effect = yield _Root(tfd.Normal(0.0, 10.0, name='effect'))
             log_stddev = yield _Root(tfd.Normal(5.0, 1.0, name='log_stddev'))
@@ -151,12 +132,14 @@ class EightSchools(Target):
             yield tfd.Independent(tfd.Normal(means, self.stddevs), 1, name='observed')
 
         joint = tfd.JointDistributionCoroutine(model)
-        self.joint = joint.experimental_pin(observed=tf.constant(self.effects))
+        return joint.experimental_pin(observed=tf.constant(self.effects))
 
     def coordinates(self, sample: Any) -> np.ndarray:
-        return np.stack([sample.effect, sample.log_stddev], axis=-1)
+        first_school = sample.effect + np.exp(sample.log_stddev) * sample.standard_effects[..., 0]
+        return np.stack([sample.effect, sample.log_stddev, first_school], axis=-1)
 
     def log_marginal(self, points: np.ndarray) -> np.ndarray:
+        """Returns the log-density of effect and log_stddev, plus the log evidence, `[N]`, at points `[N, 2]`."""
         effect, log_stddev = points.astype(np.float64).T
         schools = zip(self.effects, self.stddevs, strict=True)
         variance = np.exp(2 * log_stddev)
@@ -164,8 +147,21 @@ class EightSchools(Target):
         return _log_normal(effect, 100.0) + _log_normal(log_stddev - 5, 1.0) + log_likelihood
 
     def log_evidence(self) -> float:
-        grid = Grid((-60.0, -10.0), (60.0, 15.0), 800)
-        return float(grid.log_integral(self.log_marginal(grid.points)))
+        return float(self.grid.log_integral(self.log_marginal(self.grid.points)))
+
+    def sample(self, count: int, seed: int) -> Any:
+        # A cell of the grid, a point in it, and the schools given that.
+        rng = np.random.default_rng(seed)
+        shares = np.exp(self.log_marginal(self.grid.points) - self.log_evidence() + self.grid.log_cell)
+        corners = self.grid.points[rng.choice(len(shares), count, p=shares / shares.sum())]
+        spacing = [axis[1] - axis[0] for axis in self.grid.axes]
+        effect, log_stddev = (corners + spacing * rng.uniform(-0.5, 0.5, [count, 2])).T
+        stddev, noise_variance = np.exp(log_stddev)[:, np.newaxis], np.square(self.stddevs)
+        total_variance = noise_variance + stddev**2
+        mean = stddev * (np.array(self.effects) - effect[:, np.newaxis]) / total_variance
+        standard = mean + np.sqrt(noise_variance / total_variance) * rng.normal(size=mean.shape)
+        parts = {'effect': effect, 'log_stddev': log_stddev, 'standard_effects': standard}
+        return self.joint.dtype._replace(**{name: part.astype(np.float32) for name, part in parts.items()})
 
 
 def _log_normal(deviation: np.ndarray, variance: np.ndarray | float) -> np.ndarray:

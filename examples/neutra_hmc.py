@@ -163,7 +163,7 @@ def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     ess = figures['smallest_ess']
     coordinates = FUNNEL.coordinates(states)
     with _common.atomic(directory / f'{settings.name}.npz') as path:
-        thinned = coordinates.reshape(-1, 2)[:: -(-settings.transitions * settings.chains // 20000)]
+        thinned = coordinates.reshape(-1, coordinates.shape[-1])[:: -(-settings.transitions * settings.chains // 20000)]
         np.savez_compressed(path, coordinates=thinned, trace=coordinates[:, 0, 0])
     return {
         **figures,
@@ -310,9 +310,7 @@ def plot(results: dict[Settings, dict[str, Any]], rows: Sequence[dict[str, Any]]
         with np.load(output_dir / 'runs' / f'{settings.name}.npz') as arrays:
             title = f'{method}, {row["leapfrogs"]} leapfrog steps for a transition'
             best[method] = _plots.Chains(title, arrays['trace'], row['leapfrogs'], arrays['coordinates'])
-    levels = FUNNEL.levels_of_mass([0.99, 0.9, 0.5])
-    exact = _plots.Exact(FUNNEL.window.axes, FUNNEL.pair, FUNNEL.density(), levels)
-    _plots.plot_chains(best, exact, tfd.Normal(0.0, 3.0).prob(exact.axes[0]), COLORS, output_dir / 'chains.png')
+    _plots.plot_chains(best, surrogate_posterior.exact(FUNNEL), COLORS, output_dir / 'chains.png')
 
 
 # Command line --------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from _targets import TARGETS
+from _targets import TARGETS, Target
 from absl import app, flags
 
 import tfp_iaf
@@ -195,25 +195,27 @@ def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
     return '\n'.join(['', _common.format_table(header, cells), *notes])
 
 
+def exact(target: Target) -> _plots.Exact:
+    """Returns what samples of q are drawn beside."""
+    return _plots.Exact(target.names, target.window, target.coordinates(target.sample(4000000, seed=0)))
+
+
 def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:
-    """Writes the plots: samples of q for the first seed beside the exact p, and all learning curves."""
-    rows: dict[str, _plots.Comparison] = {}
+    """Writes a corner plot for each target, of q for the first seed beside the exact p, and all learning curves."""
+    corners: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     curves: dict[str, dict[str, _plots.Curve]] = {}
     for settings, figures in results.items():
-        target = TARGETS[settings.target]
-        if settings.target not in rows:
-            levels = target.levels_of_mass([0.99, 0.9, 0.5])
-            exact = _plots.Exact(target.window.axes, target.pair, target.density(), levels)
-            rows[settings.target] = _plots.Comparison(exact, {})
-        if settings.posterior not in rows[settings.target].samples:
+        models = corners.setdefault(settings.target, {})
+        if settings.posterior not in models:
             with np.load(output_dir / 'runs' / f'{settings.name}.npz') as arrays:
-                title = f'{settings.posterior}, KL {figures["kl"]:.3f}'
-                rows[settings.target].samples[settings.posterior] = title, arrays['coordinates']
+                models[settings.posterior] = f'{settings.posterior}, KL {figures["kl"]:.3f}', arrays['coordinates']
         seeds = [other for other in results if (other.target, other.posterior) == (settings.target, settings.posterior)]
         values = np.array([results[seed]['curve_kl'] for seed in seeds])
         steps = np.arange(1, values.shape[1] + 1) * settings.steps / values.shape[1]
         curves.setdefault(settings.target, {})[settings.posterior] = _plots.Curve(steps, values)
-    _plots.plot_samples(rows, POSTERIORS, output_dir / 'posteriors.png')
+    for target, models in corners.items():
+        path = output_dir / f'corner_{target.replace(" ", "_")}.png'
+        _plots.plot_corners(exact(TARGETS[target]), models, POSTERIORS, path)
     _plots.plot_learning_curves(curves, POSTERIORS, 'KL(q || p) in training (nats)', output_dir / 'learning_curves.png')
 
 

@@ -27,7 +27,7 @@ def tiny_run(tmp_path_factory):
     """The output directory and the output of the script, called from somewhere else."""
     folder = tmp_path_factory.mktemp('elsewhere')
     flags = [f'--{name}={value}' for name, value in TINY.items()]
-    flags += ['--quick', '--jobs=1', f'--samplers={",".join(SAMPLERS)}', '--output_dir=out']
+    flags += ['--quick', '--jobs=2', f'--samplers={",".join(SAMPLERS)}', '--output_dir=out']
     command = [sys.executable, neutra_hmc.__file__, *flags]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
