@@ -8,9 +8,11 @@ known too, not just up to a constant. Finished runs are kept: after an interrupt
 Which flow is best depends on p. One affine step can be the funnel, and the banana, exactly. Gated steps only narrow
 what the base distribution has made wide, and splines change nothing beyond their bounds, where much of a funnel lies.
 
-To use a flow instead of a mean field is to call another builder, with the same arguments:
+To use a flow instead of a mean field is to call another builder:
 
     tfp_iaf.build_iaf_surrogate_posterior(joint.event_shape_tensor(), joint.experimental_default_event_space_bijector())
+
+Here it is told not to alternate the order of the entries, as it does by default; `make_posterior` says why.
 """
 
 import dataclasses

@@ -44,8 +44,8 @@ def check_inputs(
     if event_shape is not None and (len(inputs) == 3) != (context_shape is not None):
         given, expected = ('one', 'none') if len(inputs) == 3 else ('none', f'one, [batch, {_sizes(context_shape)}]')
         raise ValueError(
-            f'context: got {given}, expected {expected}, as {layer} was built. Pass {_INPUTS}, as at its first call, or '
-            f'make another layer.'
+            f'context: got {given}, expected {expected}, as {layer} was built. Pass {_INPUTS}, as at its first call, '
+            f'or make another layer.'
         )
     shapes = (event_shape, event_shape, context_shape)
     for argument, value, shape in zip(('z_mean', 'z_log_var', 'context'), inputs, shapes, strict=False):

@@ -69,8 +69,8 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
         alternate_order: Whether every second step takes the entries from right to left.
         activation: Activation of the networks: a name of `tf.nn` or of `keras.activations`, or a function that acts on
             every unit alone and has no variables; so no layer.
-        num_blocks: In how many blocks the networks are cut; see `MaskedAutoregressiveNetwork`. What `None` comes to stands
-            in the config of a layer that is built.
+        num_blocks: In how many blocks the networks are cut; see `MaskedAutoregressiveNetwork`. Once the layer is built,
+            its config has what `None` came to.
         seed: Seed of the initial weights and of the samples. `None` follows `keras.utils.set_random_seed`. Where it has
             come to is saved with the weights. The replicas of a `tf.distribute` strategy draw different samples.
         **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.

@@ -25,6 +25,7 @@ import tensorflow_probability as tfp
 from _vae_settings import Settings
 
 from tests.examples import small_vae
+from tfp_iaf.keras import IAFSampling
 
 tfd = tfp.distributions
 
@@ -48,10 +49,15 @@ def one_device(settings):
 def two_steps(tf_config):
     """The losses of two steps of gradient descent, `(name, change)` of every weight, and if workers agree on numbers.
 
-    With `None` on one device.
+    With `None` on one device, with 'mirrored' on two of one process.
     """
     if tf_config is None:
         training, worker = one_device(SMALL), 0
+    elif tf_config == 'mirrored':
+        training, worker = (
+            distributed_vae.Training(distributed_vae.mirrored_strategy(), SMALL, _images.load_data('')),
+            0,
+        )
     else:
         os.environ['TF_CONFIG'] = tf_config
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -93,6 +99,40 @@ def test_mirrored_devices_through_fit(tmp_path):
     for name, (first, second) in copies.items():
         np.testing.assert_array_equal(first, second, err_msg=name)
     assert len(draws) == 2 and not np.any(draws[0] == draws[1])
+
+
+def fit_without_noise(strategy_name):
+    """How an epoch of `fit` by gradient descent changes weights, if the posterior is too narrow for its noise to count."""
+    keras.utils.set_random_seed(0)
+    is_mirrored = strategy_name == 'mirrored'
+    strategy = distributed_vae.mirrored_strategy() if is_mirrored else tf.distribute.get_strategy()
+    with strategy.scope():
+        inputs = keras.Input([3])
+        z_log_var = keras.layers.Dense(3, kernel_initializer='zeros', bias_initializer=keras.initializers.Constant(-40))
+        layer = IAFSampling(2, (8,), kl_loss_weight=0.5, seed=0)
+        z, _ = layer([keras.layers.Dense(3)(inputs), z_log_var(inputs), inputs])
+        model = keras.Model(inputs, z)
+        model.compile(keras.optimizers.SGD(1e-2), 'mse', jit_compile=False)
+    x = np.random.default_rng(0).normal(size=[24, 3]).astype(np.float32)
+    before = model.get_weights()
+    model.fit(x, x, batch_size=12, shuffle=False, verbose=0)
+    changes = [after - old for old, after in zip(before, model.get_weights(), strict=True)]
+    return list(zip([weight.path for weight in model.weights], changes, strict=True))
+
+
+def test_mirrored_fit_gives_the_gradients_of_one_device():
+    """The KL term that the layer adds is scaled like the loss of the model."""
+    mirrored_changes = in_new_process(fit_without_noise, 'mirrored')
+    for (name, change), (_, other) in zip(fit_without_noise('one device'), mirrored_changes, strict=True):
+        np.testing.assert_allclose(other, change, rtol=1e-3, atol=1e-4 * np.abs(change).max() + 1e-9, err_msg=name)
+
+
+def test_mirrored_devices_give_the_gradients_of_one():
+    mirrored_losses, of_mirrored, _ = in_new_process(two_steps, 'mirrored')
+    losses, changes, _ = two_steps(None)
+    np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
+    for (name, change), (_, other) in zip(changes, of_mirrored, strict=True):
+        np.testing.assert_allclose(other, change, rtol=1e-3, atol=1e-4 * np.abs(change).max() + 1e-12, err_msg=name)
 
 
 def test_two_workers_give_the_gradients_of_one():
