@@ -32,7 +32,7 @@ from absl import app, flags
 
 import tfp_iaf
 
-tfb, tfd = tfp.bijectors, tfp.distributions
+tfd = tfp.distributions
 
 FUNNEL = TARGETS['funnel']
 COLORS = {'HMC': '#0072B2', 'NeuTra': '#D55E00'}
@@ -109,9 +109,7 @@ def sample_chains(q: Any, settings: Settings) -> tuple[Any, float, float, float]
         The states, with a leading shape `[transitions, chains]`, the share of proposals accepted, the step size after
         the warm-up, and the seconds that it took, warm-up included and compiling left out.
     """
-    sampler, base = settings.sampler, q.distribution
-    # From a standard normal distribution: the noise of the base, without its mean and scale.
-    bijector = tfb.Chain([q.bijector, tfb.Shift(base.mean()), tfb.Scale(base.stddev())])
+    sampler, bijector = settings.sampler, q.bijector  # from standard normal noise
 
     def log_prob(noise: tf.Tensor) -> tf.Tensor:
         return FUNNEL.joint.log_prob(bijector.forward(noise)) + bijector.forward_log_det_jacobian(noise, event_ndims=1)
@@ -126,7 +124,7 @@ def sample_chains(q: Any, settings: Settings) -> tuple[Any, float, float, float]
         )
         noise, (accepted, step_sizes) = tfp.mcmc.sample_chain(
             settings.transitions,
-            tf.random.stateless_normal([settings.chains, *base.event_shape], start_seed),
+            tf.random.stateless_normal([settings.chains, *q.distribution.event_shape], start_seed),
             kernel=kernel,
             num_burnin_steps=settings.warm_up,
             trace_fn=lambda _, results: (results.inner_results.is_accepted, results.new_step_size),

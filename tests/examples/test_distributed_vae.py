@@ -102,7 +102,7 @@ def test_mirrored_devices_through_fit(tmp_path):
 
 
 def fit_without_noise(strategy_name):
-    """How an epoch of `fit` by gradient descent changes weights, if the posterior is too narrow for its noise to count."""
+    """How an epoch of `fit` changes the weights, if the posterior is too narrow for its noise to count."""
     keras.utils.set_random_seed(0)
     is_mirrored = strategy_name == 'mirrored'
     strategy = distributed_vae.mirrored_strategy() if is_mirrored else tf.distribute.get_strategy()
