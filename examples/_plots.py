@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.lines
+import matplotlib.ticker
 import numpy as np
 from _common import atomic
 from _quadrature import Density, levels_of_mass
@@ -134,7 +135,9 @@ def plot_ratios(
         axis.set(title=title, xscale='log', ylim=(len(lines) - 0.5, -0.5))
         axis.set_yticks(range(len(lines)), list(lines), fontsize=9)
         axis.grid(alpha=0.3, axis='x', which='both')
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter('{x:g}')
+        axis.xaxis.set_minor_formatter('')
         axis.tick_params(axis='x', labelbottom=True)
     axes[-1].set_xlabel(f'time / time of {unit} (dot: median over rounds, bar: quartiles)')
     handles = [matplotlib.lines.Line2D([], [], marker='o', color=colors[name], label=name) for name in names]
