@@ -38,7 +38,7 @@ class WarmupCallback:
                 f'KLWarmup: got the model {self.model.name!r} without an IAFSampling layer that has a kl_loss_weight. '
                 f'Give the layer the weight that the warm-up shall reach.'
             )
-        self._first_step, self._batches = int(self.model.optimizer.iterations), 0
+        self._first_step, self._batches = self._steps_made(), 0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Sets the weights for the steps that follow."""
@@ -52,10 +52,14 @@ class WarmupCallback:
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Makes sure that the optimizer's steps are counted."""
         # A loss scale that is still too large may cost the first few.
-        if self._batches < _BATCHES_WITHOUT_A_STEP or int(self.model.optimizer.iterations) != self._first_step:
+        if self._batches < _BATCHES_WITHOUT_A_STEP or self._steps_made() != self._first_step:
             return
         raise ValueError(
             f'KLWarmup: the optimizer of the model {self.model.name!r} made no step in {self._batches} batches, and so '
             f'the weight of the KL term would not grow. Where train_step uses an optimizer of its own, pass that one '
             f'to compile.'
         )
+
+    def _steps_made(self) -> int:
+        # A tensor, since under a strategy the count is a variable on each device, and no int can be made of that.
+        return int(tf.convert_to_tensor(self.model.optimizer.iterations))
