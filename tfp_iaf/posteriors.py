@@ -51,7 +51,9 @@ class IAFPosterior(tf.Module):
         name: Name of the module, and, if given, of its distributions.
 
     Call arguments:
-        loc, scale_diag: Mean and standard deviation of the base distribution, `[..., D]`.
+        loc, scale_diag: Mean and standard deviation of the base distribution, `[..., D]`; of a log-variance take
+            `tf.exp(0.5 * z_log_var)`. To be trained with the flow, pass a `tf.Variable` and a
+            `tfp.util.TransformedVariable`.
         context: `[..., C]`.
 
     Returns (of a call):
