@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import _common
 import _images
 import _plots
+import _records
 import keras
 import numpy as np
+import sklearn
 import tensorflow as tf
-from _vae_settings import Settings, versions
-from absl import flags
+from _vae_settings import Settings
 
 
 def title(settings: Settings) -> str:
@@ -56,6 +56,6 @@ def plot(results: Mapping[Settings, dict[str, Any]], output_dir: pathlib.Path) -
 
 def write(results: Mapping[Settings, dict[str, Any]], path: pathlib.Path) -> None:
     """Writes the flags, the versions of the libraries, and every run's settings and figures as JSON."""
-    used = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    used = _records.used_flags()
     runs = [{**dataclasses.asdict(run), **figures} for run, figures in results.items()]
-    _common.write_json(path, {'flags': used, 'versions': versions(), 'runs': runs})
+    _common.write_json(path, {'flags': used, 'versions': _records.versions(sklearn), 'runs': runs})

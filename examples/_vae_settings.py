@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 
-import keras
-import numpy as np
+import _records
 import sklearn
-import tensorflow as tf
-import tensorflow_probability as tfp
 from _images import find_mnist
 from absl import flags
-
-import tfp_iaf
 
 # The flags defined below are those of the script that calls: in its --help, and among its key flags.
 flags.disclaim_key_flags()
@@ -40,13 +33,7 @@ class Settings:
     @property
     def name(self) -> str:
         """A file name that other settings, or other versions of the libraries, do not have."""
-        key = json.dumps([dataclasses.asdict(self), versions()], sort_keys=True)
-        return f'{self.num_flows}-flows-seed{self.seed}-{hashlib.sha256(key.encode()).hexdigest()[:10]}'
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that the figures depend on."""
-    return {module.__name__: module.__version__ for module in (tfp_iaf, tf, tfp, keras, np, sklearn)}
+        return f'{self.num_flows}-flows-seed{self.seed}-{_records.digest(self, sklearn)}'
 
 
 def define_flags(output_dir: str, epochs: int | None = None) -> None:

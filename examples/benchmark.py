@@ -22,6 +22,7 @@ import _chains
 import _common
 import _peers
 import _profile
+import _records
 import _report
 import numpy as np
 import tensorflow as tf
@@ -193,7 +194,7 @@ def main(argv: Sequence[str]) -> None:
         'devices': [device.name for device in tf.config.list_physical_devices()],
         'threads': threads,
         'versions': versions,
-        'flags': {flag.name: flag.value for flag in options.get_key_flags_for_module(sys.argv[0])},
+        'flags': _records.used_flags(),
         'missing': missing,
         'cases': [
             {

@@ -12,15 +12,13 @@ bridges, and a ring is a band whose ends meet at a seam. How well that is hidden
 
 import abc
 import dataclasses
-import hashlib
-import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import _common
+import _records
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -55,13 +53,7 @@ class Settings:
     @property
     def name(self) -> str:
         """A file name that other settings, or other versions of the libraries, do not have."""
-        key = json.dumps([dataclasses.asdict(self), versions()], sort_keys=True)
-        return f'{self.target.replace(" ", "-")}-seed{self.seed}-{hashlib.sha256(key.encode()).hexdigest()[:10]}'
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that the figures depend on."""
-    return {module.__name__: module.__version__ for module in (tfp_iaf, tf, tfp, keras, np)}
+        return f'{self.target.replace(" ", "-")}-seed{self.seed}-{_records.digest(self)}'
 
 
 # Targets -------------------------------------------------------------------------------------------------------------
@@ -343,8 +335,8 @@ def main(argv: Sequence[str]) -> None:
     print(report(results))
     plot(results, output_dir)
     record = {
-        'flags': {flag.name: flag.value for flag in options.get_key_flags_for_module(sys.argv[0])},
-        'versions': versions(),
+        'flags': _records.used_flags(),
+        'versions': _records.versions(),
         'runs': [{**dataclasses.asdict(settings), **figures} for settings, figures in results.items()],
         'seconds': time.perf_counter() - started,
     }

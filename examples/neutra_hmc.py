@@ -12,17 +12,15 @@ References:
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import _common
 import _plots
+import _records
 import numpy as np
 import surrogate_posterior
 import tensorflow as tf
@@ -80,8 +78,7 @@ class Settings:
     @property
     def name(self) -> str:
         """A file name that other settings, or other versions of the libraries, do not have."""
-        key = json.dumps([dataclasses.asdict(self), surrogate_posterior.versions()], sort_keys=True)
-        digest = hashlib.sha256(key.encode()).hexdigest()[:10]
+        digest = _records.digest(self)
         return f'{self.sampler}-seed{self.seed}-{digest}'.replace(':', '-')
 
     @property
@@ -362,8 +359,8 @@ def main(argv: Sequence[str]) -> None:
     print(report(rows))
     plot(results, rows, output_dir)
     record = {
-        'flags': {flag.name: flag.value for flag in options.get_key_flags_for_module(sys.argv[0])},
-        'versions': surrogate_posterior.versions(),
+        'flags': _records.used_flags(),
+        'versions': _records.versions(),
         'aggregated': rows,
         'runs': [{**dataclasses.asdict(settings), **figures} for settings, figures in results.items()],
         'seconds': time.perf_counter() - started,

@@ -16,17 +16,15 @@ Here it is told not to alternate the order of the entries, as it does by default
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import _common
 import _plots
+import _records
 import keras
 import numpy as np
 import tensorflow as tf
@@ -61,14 +59,8 @@ class Settings:
     @property
     def name(self) -> str:
         """A file name that other settings, or other versions of the libraries, do not have."""
-        key = json.dumps([dataclasses.asdict(self), versions()], sort_keys=True)
-        digest = hashlib.sha256(key.encode()).hexdigest()[:10]
+        digest = _records.digest(self)
         return f'{self.target}-{self.posterior}-seed{self.seed}-{digest}'.replace(' ', '-')
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that the figures depend on."""
-    return {module.__name__: module.__version__ for module in (tfp_iaf, tf, tfp, keras, np)}
 
 
 # Inference -----------------------------------------------------------------------------------------------------------
@@ -261,8 +253,8 @@ def main(argv: Sequence[str]) -> None:
     print(report(rows, options.evaluation_samples))
     plot(results, output_dir)
     record = {
-        'flags': {flag.name: flag.value for flag in options.get_key_flags_for_module(sys.argv[0])},
-        'versions': versions(),
+        'flags': _records.used_flags(),
+        'versions': _records.versions(),
         'aggregated': rows,
         'runs': [{**dataclasses.asdict(settings), **figures} for settings, figures in results.items()],
         'seconds': time.perf_counter() - started,

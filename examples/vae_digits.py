@@ -7,11 +7,8 @@ it, and what does that cost? Finished runs are kept: after an interruption the s
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +16,10 @@ from typing import Any
 import _common
 import _plots
 import _quadrature
+import _records
 import keras
 import numpy as np
+import sklearn
 import sklearn.datasets
 import sklearn.model_selection
 import tensorflow as tf
@@ -56,14 +55,8 @@ class Settings:
     @property
     def name(self) -> str:
         """A file name that other settings, or other versions of the libraries, do not have."""
-        key = json.dumps([dataclasses.asdict(self), versions()], sort_keys=True)
-        digest = hashlib.sha256(key.encode()).hexdigest()[:10]
+        digest = _records.digest(self, sklearn)
         return f'{self.posterior.replace(" ", "-")}-{self.latent_size}d-seed{self.seed}-{digest}'
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that the figures depend on."""
-    return {module.__name__: module.__version__ for module in (tfp_iaf, tf, tfp, keras, np, sklearn)}
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -343,10 +336,10 @@ def main(argv: Sequence[str]) -> None:
     rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior', 'ms_per_step'], baseline='diagonal')
     print(report(rows))
     plot(results, output_dir)
-    used = {flag.name: flag.value for flag in options.get_key_flags_for_module(sys.argv[0])}
+    used = _records.used_flags()
     numbers = [{k: v for k, v in figures.items() if not isinstance(v, list)} for figures in results.values()]
     records = [{**dataclasses.asdict(run), **figures} for run, figures in zip(results, numbers, strict=True)]
-    record = {'flags': used, 'versions': versions(), 'aggregated': rows, 'runs': records}
+    record = {'flags': used, 'versions': _records.versions(sklearn), 'aggregated': rows, 'runs': records}
     _common.write_json(output_dir / 'results.json', record)
     print(f'\nWrote results.json and plots to {output_dir} in {time.perf_counter() - started:.0f} s.')
 

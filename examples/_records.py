@@ -1,0 +1,34 @@
+"""What the scripts' results say of themselves: the flags, the versions of the libraries, and the settings of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from absl import flags
+
+import tfp_iaf
+
+
+def versions(*others: ModuleType) -> dict[str, str]:
+    """Returns the versions of the libraries that figures depend on, and of others."""
+    return {module.__name__: module.__version__ for module in (tfp_iaf, tf, tfp, keras, np, *others)}
+
+
+def digest(settings: Any, *others: ModuleType) -> str:
+    """Returns letters for a file name that other settings, or other versions of the libraries, do not have."""
+    key = json.dumps([dataclasses.asdict(settings), versions(*others)], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:10]
+
+
+def used_flags() -> dict[str, Any]:
+    """Returns the values of the script's own flags."""
+    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
