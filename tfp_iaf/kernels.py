@@ -178,12 +178,12 @@ class Layout:
         return self._assembled(self._block, self._num_blocks, matrices, iter(self._masks))
 
     def _assembled(
-        self, block: Block, count: int, matrices: Iterator[tf.Tensor], masks: Iterator[tf.Tensor]
+        self, block: Block, count: int, matrices: Iterator[tf.Tensor], permitted: Iterator[tf.Tensor]
     ) -> Triangle:
         if count == 1:
-            return Square(block, self._layer, next(matrices), next(masks))
+            return Square(block, self._layer, next(matrices), next(permitted))
         corner = next(matrices)
-        first, second = (self._assembled(half, count // 2, matrices, masks) for half in block.halves)
+        first, second = (self._assembled(half, count // 2, matrices, permitted) for half in block.halves)
         return Halved(block, self._layer, corner, (first, second))
 
     def gradient(self, values: tf.Tensor, cotangents: tf.Tensor) -> tf.Tensor:
@@ -193,11 +193,11 @@ class Layout:
             values: What the kernel was multiplied to, `[N, in]`.
             cotangents: The gradient of the product, `[N, out]`.
         """
-        masks = iter(self._masks)
+        permitted = iter(self._masks)
         parts = []
         for rows, columns, square in self._parts:
             part = tf.matmul(values[:, rows], cotangents[:, columns], transpose_a=True)
-            parts.append(tf.where(next(masks), part, tf.zeros([], part.dtype)) if square else part)
+            parts.append(tf.where(next(permitted), part, tf.zeros([], part.dtype)) if square else part)
         return parts[0] if self._num_blocks == 1 else tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
 
 
