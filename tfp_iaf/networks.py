@@ -34,13 +34,25 @@ def random_generator(seed: int | None) -> np.random.Generator:
     return np.random.default_rng(int(seed))
 
 
-def checked_activation(activation: Any) -> Activation:
-    """Returns the function of a name in `tf.nn`, or a callable itself."""
-    if callable(activation):
-        return activation
-    if activation in _ACTIVATIONS:
+def checked_activation(activation: Any, dtype: tf.DType) -> Activation:
+    """Returns the function of a name in `tf.nn`, or a function itself, which acts on every unit alone, in `dtype`."""
+    if isinstance(activation, str) and activation in _ACTIVATIONS:
         return getattr(tf.nn, activation)
-    raise ValueError(f'activation: got {activation!r}, expected a callable or one of {_ACTIVATIONS}.')
+    if not callable(activation):
+        raise ValueError(f'activation: got {activation!r}, expected a callable or one of {_ACTIVATIONS}.')
+    if hasattr(activation, 'trainable_variables'):
+        raise TypeError(
+            f'activation: got {activation!r}, an object that may hold variables, which the flow would neither '
+            f'train nor save. Pass a name, or a function such as tf.nn.elu.'
+        )
+    with tf.init_scope():
+        values = np.asarray(activation(tf.constant([[0.5, -1.0], [0.5, 2.0]], dtype)))
+    if values.shape != (2, 2) or not np.isclose(values[0, 0], values[1, 0], equal_nan=True):
+        raise ValueError(
+            f'activation: got {activation!r}, expected a function that acts on every unit alone, as softmax does '
+            f'not: an entry would then depend on those after it.'
+        )
+    return activation
 
 
 def checked_num_blocks(num_blocks: Any, event_size: int) -> int:
@@ -113,9 +125,11 @@ class MaskedAutoregressiveNetwork(tf.Module):
         `[..., D, P]`, of the network's dtype.
 
     Raises:
-        ValueError: If a size is below 1, `hidden_units` is empty, `order` is no permutation, `activation` is unknown,
-            or, at a call, `x` or `context` has the wrong last dimension, or a context is missing or unexpected.
-        TypeError: If `dtype` or a tensor is not of the floating type expected, or a size is no int.
+        ValueError: If a size is below 1, `hidden_units` is empty, `order` is no permutation, `activation` is unknown
+            or mixes units, or, at a call, `x` or `context` has the wrong last dimension, or a context is missing or
+            unexpected.
+        TypeError: If `dtype` or a tensor is not of the floating type expected, a size is no int, or `activation` is an
+            object that may hold variables, such as a layer.
 
     Cost: one pass is `D * H + C * H + H * H + H * D * P` multiplications per event for two hidden layers of H units; in
     two blocks three quarters of that, in four five eighths (the context's share aside).
@@ -149,8 +163,8 @@ class MaskedAutoregressiveNetwork(tf.Module):
         self._hidden_units = checked_hidden_units(hidden_units)
         self._context_size = None if context_size is None else checked_size('context_size', context_size)
         self._params = checked_size('params', params)
-        self._activation = checked_activation(activation)
         self._dtype = checked_dtype(dtype)
+        self._activation = checked_activation(activation, self._dtype)
         rng = random_generator(seed)
         self._order = masks.permutation(order, self._event_size, rng)
         layers = masks.degrees(self._event_size, self._hidden_units, self._context_size is not None)

@@ -124,7 +124,7 @@ class IAFPosterior(tf.Module):
             for t in range(self._num_flows)
         )
         # With no step there is nothing that would check these.
-        checked_activation(activation)
+        checked_activation(activation, self._dtype)
         checked_inverse(inverse, self._networks[0] if self._networks else None)
 
     @property
