@@ -92,6 +92,19 @@ def test_none_is_no_context_of_a_model():
     assert model.predict([np.zeros([5, LATENT])] * 2, verbose=0)[0].shape == (5, LATENT)
 
 
+@each_kit
+def test_inputs_that_are_not_one_list(kit):
+    with raises(TypeError, 'inputs', '2 positional', '[z_mean, z_log_var]', 'sampling'):
+        kit.layer(name='sampling')(*PAIR)
+
+
+@each_kit
+def test_inputs_of_the_other_keras(kit):
+    other = tf_keras if kit.keras is keras else keras
+    with raises(TypeError, 'inputs', f'of {other.__name__}', f'tfp_iaf.{other.__name__}.IAFSampling'):
+        kit.layer()([other.Input([2]), other.Input([2])])
+
+
 # Arguments
 
 
@@ -118,7 +131,7 @@ def test_activations_of_keras(kit, activation):
         ({'transform': 'cubic'}, ValueError, ['transform', "'cubic'", "'gated'", "'affine'"]),
         ({'activation': 'elou'}, ValueError, ['activation', "'elou'", "'elu'"]),
         ({'activation': None}, ValueError, ['activation', 'None', "'elu'"]),
-        ({'activation': 'softmax'}, ValueError, ['activation', "'softmax'", 'every unit alone']),
+        ({'activation': 'softmax'}, ValueError, ['activation', 'softmax', 'every unit alone']),
         ({'activation': lambda x: x[..., :1]}, ValueError, ['activation', 'lambda', 'every unit alone']),
         ({'activation': keras.layers.PReLU()}, TypeError, ['activation', 'PReLU', 'variables', 'function']),
         ({'activation': tf_keras.layers.PReLU()}, TypeError, ['activation', 'PReLU', 'variables', 'function']),

@@ -7,9 +7,22 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ['check_inputs', 'checked_shapes', 'flattened']
+__all__ = ['check_call', 'check_inputs', 'checked_shapes', 'flattened']
 
 _INPUTS = 'a list of [z_mean, z_log_var] or [z_mean, z_log_var, context], in this order'
+
+
+def check_call(inputs: Any, others: tuple[Any, ...], keras_name: str, name: str) -> None:
+    """Raises an error if inputs are not in one list, or are symbolic ones of the other Keras."""
+    if others:
+        raise TypeError(f'inputs: got {1 + len(others)} positional arguments for {name}, expected {_INPUTS}.')
+    other = {'keras': 'tf_keras', 'tf_keras': 'keras'}[keras_name]
+    for value in inputs if isinstance(inputs, (list, tuple)) else [inputs]:
+        if type(value).__module__.startswith(f'{other}.'):
+            raise TypeError(
+                f'inputs: got {value!r}, of {other}, for {name}, expected tensors of {keras_name}. A layer of one '
+                f'Keras does not fit into a model of the other: take tfp_iaf.{other}.IAFSampling.'
+            )
 
 
 def checked_shapes(input_shape: Any) -> list[tuple[int, ...]]:

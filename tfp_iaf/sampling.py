@@ -16,7 +16,7 @@ import tensorflow_probability as tfp
 from tfp_iaf import objectives, priors, transforms
 from tfp_iaf.caching import UncachedChain
 from tfp_iaf.checks import checked_dtype, checked_hidden_units, checked_number, checked_size
-from tfp_iaf.inputs import check_inputs, checked_shapes, flattened
+from tfp_iaf.inputs import check_call, check_inputs, checked_shapes, flattened
 from tfp_iaf.networks import Activation, VariableFactory, checked_activation, random_generator
 from tfp_iaf.posteriors import IAFPosterior
 from tfp_iaf.priors import Prior
@@ -185,6 +185,7 @@ class SamplingLayer:
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; a context of `None` is none, which not every version of Keras lets pass."""
+        check_call(inputs, args, self._keras.__name__, self.name)
         if isinstance(inputs, (list, tuple)) and len(inputs) == 3 and inputs[2] is None:
             inputs = inputs[:2]
         return super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
