@@ -335,15 +335,15 @@ def test_network_can_be_made_inside_a_function():
         ({'context_size': 2.5}, TypeError, ['context_size', '2.5', 'int']),
         ({'params': 0}, ValueError, ['params', '0', 'at least 1']),
         ({'activation': 'elou'}, ValueError, ['activation', "'elou'", 'callable', "'elu'", "'relu'"]),
-        ({'activation': None}, ValueError, ['activation', 'None', 'callable', "'elu'"]),
+        ({'activation': None}, TypeError, ['activation', 'None', 'callable', "'elu'"]),
         ({'activation': tf.nn.softmax}, ValueError, ['activation', 'softmax', 'every unit alone']),
         ({'activation': keras.layers.PReLU()}, TypeError, ['activation', 'PReLU', 'variables', 'tf.nn.elu']),
         ({'order': [0, 1, 1]}, ValueError, ['order', '[0, 1, 1]', 'permutation of range(3)']),
         ({'order': 'reversed'}, ValueError, ['order', "'reversed'", "'right-to-left'"]),
         ({'seed': -1}, ValueError, ['seed', '-1', 'non-negative int or None']),
-        ({'seed': 1.5}, ValueError, ['seed', '1.5', 'non-negative int or None']),
-        ({'seed': 'one'}, ValueError, ['seed', "'one'", 'non-negative int or None']),
-        ({'seed': True}, ValueError, ['seed', 'True', 'non-negative int or None']),
+        ({'seed': 1.5}, TypeError, ['seed', '1.5', 'non-negative int or None']),
+        ({'seed': 'one'}, TypeError, ['seed', "'one'", 'non-negative int or None']),
+        ({'seed': True}, TypeError, ['seed', 'True', 'non-negative int or None']),
         ({'dtype': tf.int32}, TypeError, ['dtype', 'int32', 'float32', 'float64']),
         ({'dtype': tf.float16}, TypeError, ['dtype', 'float16', 'float32', 'float64', 'mixed precision']),
         ({'dtype': tf.bfloat16}, TypeError, ['dtype', 'bfloat16', 'float32', 'float64', 'mixed precision']),
@@ -364,7 +364,7 @@ def test_missing_context():
 
 def test_unexpected_context():
     net = network(context_size=None)
-    with raises(ValueError, 'context', repr(net), 'Pass context_size'):
+    with raises(ValueError, 'context', repr(net), 'pass context_size'):
         net(tf.zeros([5, 4], tf.float64), tf.zeros([5, 2], tf.float64))
 
 

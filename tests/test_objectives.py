@@ -132,6 +132,39 @@ def test_free_bits_of_an_unknown_batch(dtype, jit_compile):
     np.testing.assert_allclose(result, 2.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    'minimum',
+    [tf.constant(0.5), tf.constant(0.5, tf.float64), tf.Variable(0.5)],
+    ids=['float32', 'float64', 'variable'],
+)
+def test_minimum_that_changes(minimum):
+    kl = tf.constant([[0.1, 3.0], [0.3, 1.0]])
+    assert objectives.free_bits(kl, minimum).numpy() == 2.5
+
+
+def test_batch_of_two_axes():
+    kl = normal([2, 3, 4], tf.float64) ** 2
+    expected = objectives.free_bits(tf.reshape(kl, [6, 4]), 0.5)
+    np.testing.assert_allclose(objectives.free_bits(kl, 0.5, axis=(0, 1)), expected, rtol=1e-12)
+
+
+def test_samples_in_two_axes():
+    log_weights = normal([2, 3, 4], tf.float64)
+    expected = objectives.importance_weighted_log_likelihood(tf.reshape(log_weights, [6, 4]))
+    for axis in ((0, 1), [-3, -2]):
+        result = objectives.importance_weighted_log_likelihood(log_weights, axis=axis)
+        np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('axis', [2, -3, (), (0, 5)])
+def test_axis_that_is_none(axis):
+    values = tf.zeros([3, 2])
+    with raises(ValueError, 'axis', str(axis), 'log_weights', '(3, 2)'):
+        objectives.importance_weighted_log_likelihood(values, axis=axis)
+    with raises(ValueError, 'axis', str(axis), 'kl', '(3, 2)'):
+        objectives.free_bits(values, 0.5, axis=axis)
+
+
 def test_nan_is_not_free():
     assert np.isnan(objectives.free_bits(tf.constant([np.nan, 1.0]), 0.5))
 

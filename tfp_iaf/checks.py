@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 __all__ = [
+    'Activation',
+    'check_batches',
+    'checked_activation',
+    'checked_axes',
     'checked_context',
     'checked_dtype',
     'checked_hidden_units',
+    'checked_num_blocks',
     'checked_number',
     'checked_size',
     'checked_tensor',
 ]
+
+Activation = Callable[[tf.Tensor], tf.Tensor]
+
+_ACTIVATIONS = ('elu', 'gelu', 'leaky_relu', 'relu', 'selu', 'sigmoid', 'silu', 'softplus', 'softsign', 'swish', 'tanh')
 
 
 def checked_size(argument: str, value: Any, minimum: int = 1) -> int:
@@ -44,6 +53,48 @@ def checked_hidden_units(hidden_units: Any) -> tuple[int, ...]:
     if len(hidden_units) == 0:
         raise ValueError('hidden_units: got no layer, expected at least one, such as (320,) or (320, 320).')
     return tuple(checked_size('hidden_units', units) for units in hidden_units)
+
+
+def checked_activation(activation: Any, dtype: tf.DType) -> Activation:
+    """Returns the function of a name in `tf.nn`, or a function itself, which acts on every unit alone, in `dtype`."""
+    if isinstance(activation, str) and activation in _ACTIVATIONS:
+        return getattr(tf.nn, activation)
+    if not callable(activation):
+        error = ValueError if isinstance(activation, str) else TypeError
+        raise error(f'activation: got {activation!r}, expected a callable or one of {_ACTIVATIONS}.')
+    if hasattr(activation, 'trainable_variables'):
+        raise TypeError(
+            f'activation: got {activation!r}, an object that may hold variables, which the flow would neither '
+            f'train nor save. Pass a name, or a function such as tf.nn.elu.'
+        )
+    with tf.init_scope():
+        values = np.asarray(activation(tf.constant([[0.5, -1.0], [0.5, 2.0]], dtype)))
+    if values.shape != (2, 2) or not np.isclose(values[0, 0], values[1, 0], equal_nan=True):
+        raise ValueError(
+            f'activation: got {activation!r}, expected a function that acts on every unit alone, as softmax does '
+            f'not: an entry would then depend on those after it.'
+        )
+    return activation
+
+
+def checked_num_blocks(num_blocks: Any, event_size: int) -> int:
+    """Returns `num_blocks`, a power of two of at most `event_size`."""
+    count = checked_size('num_blocks', num_blocks)
+    if count & (count - 1) or count > event_size:
+        raise ValueError(
+            f'num_blocks: got {num_blocks}, expected a power of two of at most {event_size}, the number of entries, or '
+            f'None for the number that was measured to be good.'
+        )
+    return count
+
+
+def checked_axes(axis: Any, argument: str, value: tf.Tensor) -> list[int]:
+    """Returns one axis, or several, of the tensor `argument`, as a list."""
+    axes = [int(one) for one in ([axis] if isinstance(axis, (int, np.integer)) else axis)]
+    rank = value.shape.rank
+    if not axes or (rank is not None and not all(-rank <= one < rank for one in axes)):
+        raise ValueError(f'axis: got {axis!r}, expected one or more axes of {argument}, of shape {value.shape}.')
+    return axes
 
 
 def checked_dtype(dtype: Any) -> tf.DType:
@@ -85,7 +136,7 @@ def checked_context(context: Any, size: int | None, dtype: tf.DType, owner: obje
     if size is None:
         if context is not None:
             raise ValueError(
-                f'context: got one for {owner!r}, which has none. Leave it out, or make it anew with one: Pass '
+                f'context: got one for {owner!r}, which has none. Leave it out, or make it anew with one: pass '
                 f'context_size, or, to a Keras layer, a third input.'
             )
         return None
@@ -96,3 +147,15 @@ def checked_context(context: Any, size: int | None, dtype: tf.DType, owner: obje
             f'name of the step; to a distribution, in bijector_kwargs={{...}}.'
         )
     return checked_tensor('context', context, size, dtype, owner)
+
+
+def check_batches(context: tf.TensorShape, argument: str, other: tf.TensorShape) -> None:
+    """Raises an error if the leading shape of a context does not broadcast against that of another tensor."""
+    if None not in (context.rank, other.rank):
+        try:
+            tf.broadcast_static_shape(context[:-1], other[:-1])
+        except ValueError:
+            raise ValueError(
+                f'context: got the leading shape {context[:-1]}, expected one that broadcasts against that of '
+                f'{argument}, {other[:-1]}: one context for each row, or one for all.'
+            ) from None

@@ -10,15 +10,22 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import masks
-from tfp_iaf.checks import checked_context, checked_dtype, checked_hidden_units, checked_size, checked_tensor
+from tfp_iaf.checks import (
+    Activation,
+    check_batches,
+    checked_activation,
+    checked_context,
+    checked_dtype,
+    checked_hidden_units,
+    checked_num_blocks,
+    checked_size,
+    checked_tensor,
+)
 from tfp_iaf.kernels import Block, Layout, Triangle, default_num_blocks, joined, products, split
 
 __all__ = ['MaskedAutoregressiveNetwork', 'VariableFactory']
 
-Activation = Callable[[tf.Tensor], tf.Tensor]
 VariableFactory = Callable[[str, np.ndarray], tf.Variable]
-
-_ACTIVATIONS = ('elu', 'gelu', 'leaky_relu', 'relu', 'selu', 'sigmoid', 'silu', 'softplus', 'softsign', 'swish', 'tanh')
 
 # The outputs start small, so that a step whose parameters they are starts close to the identity.
 _OUTPUT_SCALE = 0.1
@@ -29,41 +36,14 @@ def random_generator(seed: int | None) -> np.random.Generator:
     if seed is None:
         with tf.init_scope():
             seed = int(tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32))
-    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(
+            f'seed: got {seed!r}, expected a non-negative int or None. A stateless seed, as of tf.random, goes to '
+            f'sample(seed=...).'
+        )
+    elif seed < 0:
         raise ValueError(f'seed: got {seed!r}, expected a non-negative int or None.')
     return np.random.default_rng(int(seed))
-
-
-def checked_activation(activation: Any, dtype: tf.DType) -> Activation:
-    """Returns the function of a name in `tf.nn`, or a function itself, which acts on every unit alone, in `dtype`."""
-    if isinstance(activation, str) and activation in _ACTIVATIONS:
-        return getattr(tf.nn, activation)
-    if not callable(activation):
-        raise ValueError(f'activation: got {activation!r}, expected a callable or one of {_ACTIVATIONS}.')
-    if hasattr(activation, 'trainable_variables'):
-        raise TypeError(
-            f'activation: got {activation!r}, an object that may hold variables, which the flow would neither '
-            f'train nor save. Pass a name, or a function such as tf.nn.elu.'
-        )
-    with tf.init_scope():
-        values = np.asarray(activation(tf.constant([[0.5, -1.0], [0.5, 2.0]], dtype)))
-    if values.shape != (2, 2) or not np.isclose(values[0, 0], values[1, 0], equal_nan=True):
-        raise ValueError(
-            f'activation: got {activation!r}, expected a function that acts on every unit alone, as softmax does '
-            f'not: an entry would then depend on those after it.'
-        )
-    return activation
-
-
-def checked_num_blocks(num_blocks: Any, event_size: int) -> int:
-    """Returns `num_blocks`, a power of two of at most `event_size`."""
-    count = checked_size('num_blocks', num_blocks)
-    if count & (count - 1) or count > event_size:
-        raise ValueError(
-            f'num_blocks: got {num_blocks}, expected a power of two of at most {event_size}, the number of entries, or '
-            f'None for the number that was measured to be good.'
-        )
-    return count
 
 
 def _make_variable(name: str, value: np.ndarray) -> tf.Variable:
@@ -273,6 +253,8 @@ class MaskedAutoregressiveNetwork(tf.Module):
         x = self.checked_event('x', x)
         lead = _leading_shape(x)
         offset = self.offset(context)
+        if context is not None:
+            check_batches(offset.shape, 'x', x.shape)
         values = self._split(_flat(self.ranked(x, axis=-1)), layer=0)
         sums = products(self.triangle(0), values)
         if x.shape.rank != 2 or offset.shape.rank not in (1, 2):

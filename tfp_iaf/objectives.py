@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from tfp_iaf.checks import checked_number
+from tfp_iaf.checks import checked_axes, checked_number
 
 __all__ = ['free_bits', 'importance_weighted_log_likelihood']
 
 
-def free_bits(kl: tf.Tensor, minimum: float, axis: int = 0) -> tf.Tensor:
+def free_bits(kl: tf.Tensor, minimum: float | tf.Tensor, axis: int | Sequence[int] = 0) -> tf.Tensor:
     r"""Returns the KL term that leaves each group of latent variables some nats for free, against posterior collapse.
 
     $$\sum_{j=1}^K \max\left(\lambda,\ \mathbb{E}_{x \sim \mathcal{M}}
@@ -21,15 +24,15 @@ def free_bits(kl: tf.Tensor, minimum: float, axis: int = 0) -> tf.Tensor:
     Args:
         kl: The KL of each row and group, or a one-sample estimate of it, in nats: a floating tensor of rank 1 or more.
             With rank 1, all of z is one group.
-        minimum: $\lambda$, in nats for each group.
-        axis: The axis of the batch; all others are groups.
+        minimum: $\lambda$, in nats for each group: a number, or a scalar tensor or variable for one that changes.
+        axis: The axis of the batch, or several; all others are groups.
 
     Returns:
         A scalar in the dtype of `kl`.
 
     Raises:
         TypeError: If `kl` is not floating, or `minimum` no number.
-        ValueError: If `minimum` is negative, or `kl` has no axis.
+        ValueError: If `minimum` is a negative number, or `kl` does not have the axis.
 
     Cost: no network pass.
 
@@ -39,16 +42,20 @@ def free_bits(kl: tf.Tensor, minimum: float, axis: int = 0) -> tf.Tensor:
     >>> free_bits(tf.constant([[0.1, 3.0], [0.3, 1.0]]), minimum=0.5).numpy().item()  # max(0.5, 0.2) + max(0.5, 2.0)
     2.5
     """
-    minimum = checked_number('minimum', minimum, minimum=0)
     kl = tf.convert_to_tensor(kl, name='kl')
     if not kl.dtype.is_floating:
         raise TypeError(f'kl: got dtype {kl.dtype.name}, expected a floating one: nats for each row and group.')
     if kl.shape.rank == 0:
         raise ValueError('kl: got a scalar, expected a tensor with an axis for the batch. Do not average it before.')
-    return tf.reduce_sum(tf.maximum(tf.reduce_mean(kl, axis=axis), tf.constant(minimum, kl.dtype)))
+    axes = checked_axes(axis, 'kl', kl)
+    if tf.is_tensor(minimum):
+        minimum = tf.cast(minimum, kl.dtype)
+    else:
+        minimum = tf.constant(checked_number('minimum', minimum, minimum=0), kl.dtype)
+    return tf.reduce_sum(tf.maximum(tf.reduce_mean(kl, axis=axes), minimum))
 
 
-def importance_weighted_log_likelihood(log_weights: tf.Tensor, axis: int = 0) -> tf.Tensor:
+def importance_weighted_log_likelihood(log_weights: tf.Tensor, axis: int | Sequence[int] = 0) -> tf.Tensor:
     r"""Returns the importance-weighted estimate of log p(x), a lower bound that tightens with the number of samples K.
 
     $$\log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)$$
@@ -57,13 +64,14 @@ def importance_weighted_log_likelihood(log_weights: tf.Tensor, axis: int = 0) ->
 
     Args:
         log_weights: $\log p(x, z_k) - \log q(z_k \mid x)$, a floating tensor of any shape.
-        axis: The axis of the samples.
+        axis: The axis of the samples, or several.
 
     Returns:
         `log_weights.shape` without `axis`, in the dtype of `log_weights`.
 
     Raises:
         TypeError: If `log_weights` is not floating.
+        ValueError: If it does not have the axis.
 
     Cost: no network pass; the K samples and their log-densities are the caller's.
 
@@ -79,5 +87,6 @@ def importance_weighted_log_likelihood(log_weights: tf.Tensor, axis: int = 0) ->
         raise TypeError(
             f'log_weights: got dtype {log_weights.dtype.name}, expected a floating one: log p(x, z) - log q(z|x).'
         )
-    count = tf.cast(tf.shape(log_weights)[axis], log_weights.dtype)
-    return tf.reduce_logsumexp(log_weights, axis=axis) - tf.math.log(count)
+    axes = checked_axes(axis, 'log_weights', log_weights)
+    count = math.prod(tf.shape(log_weights)[one] for one in axes)
+    return tf.reduce_logsumexp(log_weights, axis=axes) - tf.math.log(tf.cast(count, log_weights.dtype))

@@ -12,14 +12,17 @@ import tensorflow_probability as tfp
 from tfp_iaf import transforms
 from tfp_iaf.bijectors import InverseAutoregressiveFlow, checked_inverse
 from tfp_iaf.caching import UncachedChain
-from tfp_iaf.checks import checked_context, checked_dtype, checked_hidden_units, checked_size, checked_tensor
-from tfp_iaf.networks import (
+from tfp_iaf.checks import (
     Activation,
-    MaskedAutoregressiveNetwork,
-    VariableFactory,
+    check_batches,
     checked_activation,
-    random_generator,
+    checked_context,
+    checked_dtype,
+    checked_hidden_units,
+    checked_size,
+    checked_tensor,
 )
+from tfp_iaf.networks import MaskedAutoregressiveNetwork, VariableFactory, random_generator
 from tfp_iaf.transforms import Transform
 
 __all__ = ['IAFPosterior']
@@ -169,7 +172,7 @@ class IAFPosterior(tf.Module):
         scale_diag = checked_tensor('scale_diag', scale_diag, self._event_size, self._dtype, self)
         context = checked_context(context, self._context_size, self._dtype, self)
         if context is not None:
-            _check_batch(context, loc)
+            check_batches(context.shape, 'loc', loc.shape)
         # Not MultivariateNormalDiag, which is the same but takes four times as long eagerly.
         base = tfp.distributions.Independent(
             tfp.distributions.Normal(loc, scale_diag, validate_args=self._validate_args), reinterpreted_batch_ndims=1
@@ -178,8 +181,8 @@ class IAFPosterior(tf.Module):
         name = None if self.name == _DEFAULT_NAME else self.name
         return tfp.distributions.TransformedDistribution(base, self.bijector(context), name=name)
 
-    def bijector(self, context: Any = None) -> tfp.bijectors.Chain:
-        """Returns the steps alone, as a `tfb.Chain`, each with `context` as its own.
+    def bijector(self, context: Any = None) -> tfp.bijectors.Bijector:
+        """Returns the steps alone, one bijector as `tfb.Chain` makes it, each with `context` as its own.
 
         Without one, a call takes `context` by keyword, nested by the steps' names: `flow_0={'context': context}, ...`;
         within a `tfb.Chain` of a user's own, nested once more, by the name of the posterior.
@@ -199,18 +202,6 @@ class IAFPosterior(tf.Module):
         ]
         # A Chain applies its last bijector first.
         return UncachedChain(steps[::-1], name=f'{self.name}/')
-
-
-def _check_batch(context: Any, loc: Any) -> None:
-    shapes = context.shape, loc.shape
-    if None not in (shapes[0].rank, shapes[1].rank):
-        try:
-            tf.broadcast_static_shape(shapes[0][:-1], shapes[1][:-1])
-        except ValueError:
-            raise ValueError(
-                f'context: got shape {shapes[0]}, expected a leading shape that broadcasts against that of loc, '
-                f'{shapes[1]}: one context for each row, or one for all.'
-            ) from None
 
 
 def _prefixed(factory: VariableFactory | None, prefix: str) -> VariableFactory | None:

@@ -12,7 +12,7 @@ from tensorflow.python.util import nest
 from tensorflow_probability.python.internal import nest_util, parameter_properties
 
 from tfp_iaf.caching import CachedBijector, Dependencies, UncachedChain
-from tfp_iaf.networks import Activation
+from tfp_iaf.checks import Activation
 from tfp_iaf.posteriors import IAFPosterior
 from tfp_iaf.transforms import Transform
 
