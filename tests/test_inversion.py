@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.flows import Counted, each_dtype, jacobian, normal, raises
+from tests.flows import Counted, each_dtype, jacobian, normal, perturb, raises
 from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
 
 
@@ -127,6 +127,35 @@ def test_second_derivative_is_refused(make, in_function):
 
     with raises(NotImplementedError, 'inverse', 'first derivatives only', 'forward'):
         (tf.function(second, autograph=False) if in_function else second)()
+
+
+@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
+def test_derivative_in_forward_mode_is_refused(make):
+    """Not taken for none."""
+    step, y = make(), normal([4, 3])
+    with raises(NotImplementedError, 'inverse', 'reverse mode', 'forward'):
+        with tf.autodiff.ForwardAccumulator(y, tf.ones_like(y)) as accumulator:
+            x = step.inverse(tf.identity(y))
+        accumulator.jvp(x)
+
+
+@pytest.mark.parametrize('inverse', ['blockwise', 'fixed_point'])
+def test_entries_of_very_different_size(inverse):
+    """A small entry is as exact beside a large one as alone, and the same whatever else is in the batch."""
+    scales = tf.constant([1e5, 1.0, 1e-4, 1.0, 1e2, 1.0])
+    network = MaskedAutoregressiveNetwork(6, (24, 24), seed=0)
+    perturb(network, 0.3)
+    kernel = network.kernels[0]
+    kernel.assign(kernel / scales[:, tf.newaxis])  # standardised inputs, as sorted as the entries are
+    step = InverseAutoregressiveFlow(network, transform='affine', inverse=inverse)
+    x = scales * normal([30, 6], tf.float32)
+    y = step.forward(x)
+    exact = y
+    for _ in range(6):
+        exact = step.transform.inverse(y, network(exact))[0]
+    for rows in (y, y[:1]):
+        inverted = step.inverse(tf.identity(rows))
+        np.testing.assert_allclose(inverted / scales, exact[: len(rows)] / scales, rtol=1e-5, atol=1e-5)
 
 
 def test_second_derivative_of_the_forward_direction():

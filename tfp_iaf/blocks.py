@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfp_iaf.inversion import first_order_only, largest, nan_unless_solved
+from tfp_iaf.checks import check_batches
+from tfp_iaf.inversion import first_order_only, largest, nan_unless_solved, refuse_forward_mode, sizes
 from tfp_iaf.kernels import Block, Triangle
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.passes import Pass
@@ -69,6 +70,7 @@ def blockwise(
     """
     first = network.offset(context)
     y = network.ranked(network.checked_event('y', y), axis=-1)
+    check_batches(first.shape, 'y', y.shape)
     lead = tf.broadcast_dynamic_shape(tf.shape(y)[:-1], tf.shape(first)[:-1])
     static_lead = tf.broadcast_static_shape(y.shape[:-1], first.shape[:-1])
 
@@ -118,9 +120,11 @@ def _differentiable_solver(
                     f'{[variable.name for variable in variables]}, expected functions of their arguments alone. Let '
                     f"the network make a parameter of what shall be trained, or take inverse='fixed_point'."
                 )
+            refuse_forward_mode(x)
             backward = _Backward(network, transform, kernels, (x, params, hidden), (dx, dlog_det))
             w, _, cotangents = backward.solve(num_blocks)
-            w, *cotangents = (first_order_only(value, y, first, *weights) for value in (w, *cotangents[::-1]))
+            sources = dx, dlog_det, y, first, *weights
+            w, *cotangents = (first_order_only(value, *sources) for value in (w, *cotangents[::-1]))
             kernel_gradients = [
                 layout.gradient(value, cotangent)
                 for layout, value, cotangent in zip(layouts, (x, *backward.values), cotangents, strict=True)
@@ -148,7 +152,7 @@ class _Forward(Pass):
         y: tf.Tensor,
     ) -> None:
         self._network, self._transform, self._y = network, transform, y
-        self.kernels, self.offsets, self.scale = kernels, offsets, largest(y)
+        self.kernels, self.offsets, self.scale, self.sizes = kernels, offsets, largest(y), sizes(y)
 
     def start(self, block: Block) -> tf.Tensor:
         return self._y[:, block.runs[0]]
@@ -193,7 +197,7 @@ class _Backward(Pass):
         self._right_side = dx + cotangents[1] * tape.gradient(log_det, x, unconnected_gradients='zero')
         self._slope = tf.exp(log_det)
         self._start = self._right_side / self._slope
-        self.scale = largest(self._start)
+        self.scale, self.sizes = largest(self._start), sizes(self._start)
         self.offsets = [tf.zeros([kernel.block.sizes[kernel.layer]], x.dtype) for kernel in self.kernels]
 
     def start(self, block: Block) -> tf.Tensor:

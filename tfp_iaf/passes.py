@@ -28,8 +28,9 @@ class Pass(abc.ABC):
     kernels: Sequence[Triangle]
     # What each layer after the first one gets beside the values of the layer before, `[..., units]`.
     offsets: Sequence[tf.Tensor]
-    # Of the unknowns, below which they count as zero.
+    # Of the unknowns: how large the events are, and below which size an entry counts as zero.
     scale: tf.Tensor
+    sizes: tf.Tensor
 
     @abc.abstractmethod
     def start(self, block: Block) -> tf.Tensor:
@@ -92,6 +93,7 @@ class Pass(abc.ABC):
 
         # Backwards, the units of the lowest degree hang on the unknown that comes out last: one more, for their sums.
         max_sweeps = block.event_size + self.backwards
-        unknowns, sums = sweeps(sweep, self.start(block), max_sweeps=max_sweeps, scale=self.scale)
+        size = self.sizes[:, block.runs[0]]
+        unknowns, sums = sweeps(sweep, self.start(block), max_sweeps, self.scale, size)
         values = [self.activation(layer, block, sums[layer - 1]) for layer in range(1, len(kernels))]
         return unknowns, list(sums), [self.features(block, confined(unknowns, self.scale)), *values]
