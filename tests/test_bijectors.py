@@ -292,6 +292,49 @@ def test_value_at_the_same_tensor_follows_an_assignment(direction):
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
+@pytest.mark.parametrize('frozen', ['function', 'network'])
+def test_context_gets_a_gradient_through_a_frozen_network(direction, frozen):
+    """Which is known from outside of the tape, and of whose sources the tape sees the context alone."""
+    context = tf.identity(context2)
+    net = network(context_size=2, variable_factory=lambda name, value: tf.Variable(value, name=name, trainable=False))
+    step = InverseAutoregressiveFlow(net if frozen == 'network' else (lambda *inputs: net(*inputs)), context=context)
+    known = getattr(step, direction)(x3)
+    with tf.GradientTape() as tape:
+        tape.watch(context)
+        value = getattr(step, direction)(x3)
+    np.testing.assert_allclose(value, known, rtol=1e-6)
+    assert np.any(tape.gradient(value, context) != 0)
+
+
+@pytest.mark.parametrize('keep', [np.array, lambda context: np.array(context).tolist()], ids=['array', 'list'])
+def test_context_of_no_tensor_is_kept_as_one(keep):
+    given = keep(context2)
+    step = InverseAutoregressiveFlow(network(context_size=2), context=given)
+    same = InverseAutoregressiveFlow(network(context_size=2), context=context2)
+    given[0] = given[1]
+    np.testing.assert_array_equal(step.forward(x3), same.forward(x3))
+    q = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 3), step)
+    assert q.batch_shape == [5]
+
+
+def test_result_of_a_network_in_half_precision_is_kept():
+    """Whose variables no buffer of Python shows: it is told by value whether they changed."""
+    scale = tf.Variable(tf.ones([], tf.bfloat16))
+
+    class Network(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = scale
+
+        def __call__(self, x):
+            return tf.cast(self.scale, tf.float32) * tf.zeros([*x.shape, 2])
+
+    step = InverseAutoregressiveFlow(Network(), transform='affine')
+    y = step.forward(x3)
+    np.testing.assert_array_equal(step.inverse(y), x3)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_value_known_from_outside_of_a_tape_still_has_gradients(direction):
     net = network()
     step = InverseAutoregressiveFlow(net)
@@ -326,6 +369,26 @@ def test_transform_of_ones_own_with_one_parameter():
 
 
 # Bad input
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_context_of_another_batch(direction):
+    step = InverseAutoregressiveFlow(network(context_size=2))
+    with raises(ValueError, 'context', '(4,)', 'x' if direction == 'forward' else 'y', '(5,)', 'one context for each'):
+        getattr(step, direction)(x3, context=tf.zeros([4, 2]))
+
+
+def test_context_that_does_not_fit_is_refused_where_it_is_given():
+    with raises(ValueError, 'context', '(5, 3)', '[..., 2]'):
+        InverseAutoregressiveFlow(network(context_size=2), context=x3)
+    with raises(ValueError, 'context', 'pass context_size'):
+        InverseAutoregressiveFlow(network(), context=context2)
+    with raises(TypeError, 'context', 'float64', 'expected float32', 'Cast'):
+        InverseAutoregressiveFlow(network(context_size=2), context=tf.cast(context2, tf.float64))
+
+
+def test_no_name():
+    assert InverseAutoregressiveFlow(network(), name=None).name == InverseAutoregressiveFlow(network()).name
 
 
 @pytest.mark.parametrize('net', [None, 3, 'made', tf.zeros([2])], ids=['none', 'int', 'str', 'tensor'])
@@ -381,15 +444,14 @@ def test_missing_context(direction):
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_unexpected_context(direction):
-    with raises(ValueError, 'context', 'Pass context_size'):
-        getattr(InverseAutoregressiveFlow(network(), context=context2), direction)(x3)
+    with raises(ValueError, 'context', 'pass context_size'):
+        getattr(InverseAutoregressiveFlow(network()), direction)(x3, context=context2)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_context_of_another_size(direction):
-    step = InverseAutoregressiveFlow(network(context_size=2), context=tf.zeros([5, 4]))
     with raises(ValueError, 'context', '(5, 4)', '[..., 2]'):
-        getattr(step, direction)(x3)
+        getattr(InverseAutoregressiveFlow(network(context_size=2)), direction)(x3, context=tf.zeros([5, 4]))
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
@@ -400,9 +462,9 @@ def test_event_of_another_size(direction):
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_context_of_another_dtype(direction):
-    step = InverseAutoregressiveFlow(network(context_size=2), context=tf.cast(context2, tf.float64))
+    step, context = InverseAutoregressiveFlow(network(context_size=2)), tf.cast(context2, tf.float64)
     with raises(TypeError, 'context', 'float64', 'expected float32', 'Cast'):
-        getattr(step, direction)(x3)
+        getattr(step, direction)(x3, context=context)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])

@@ -10,12 +10,15 @@ from tensorflow_probability.python.internal import parameter_properties
 
 from tfp_iaf import blocks, inversion, transforms
 from tfp_iaf.caching import CachedBijector, Dependencies
+from tfp_iaf.checks import checked_context
 from tfp_iaf.networks import MaskedAutoregressiveNetwork
 from tfp_iaf.transforms import Transform
 
 __all__ = ['InverseAutoregressiveFlow']
 
 Network = Callable[..., tf.Tensor]
+
+_DEFAULT_NAME = 'inverse_autoregressive_flow'
 
 
 class InverseAutoregressiveFlow(CachedBijector):
@@ -42,7 +45,10 @@ class InverseAutoregressiveFlow(CachedBijector):
     tape that did not see how it was made. Not seen are variables that a function closes over, assignments within one
     `tf.function`, and what TFP's own bijectors around a step keep: a `tfb.Chain` keeps the way back from each of its
     results, for as long as that lives. Of a sample z that is older than an assignment, or than the tape, take
-    `q.log_prob(tf.identity(z))` there. The chain of `IAFPosterior.bijector` keeps nothing.
+    `q.log_prob(tf.identity(z))` there. The chain of `IAFPosterior.bijector` keeps nothing. For the gradient of log q(z)
+    with respect to a sample z take `z = tf.identity(z)` first: the density of a sample that is in the cache is a
+    function of what made it, and not of z. A result that is kept keeps the weights that made it, too: what shall
+    outlive an assignment to them, such as a list of samples, is better made of `tf.identity(z)`.
 
     Args:
         network: `network(x)` or `network(x, context)` gives the parameters, `[..., D, P]`, autoregressive in `x`: a
@@ -88,7 +94,7 @@ class InverseAutoregressiveFlow(CachedBijector):
         transform: str | Transform = 'gated',
         inverse: str = 'auto',
         validate_args: bool = False,
-        name: str = 'inverse_autoregressive_flow',
+        name: str | None = _DEFAULT_NAME,
     ) -> None:
         parameters = dict(locals())
         if not callable(network):
@@ -97,7 +103,7 @@ class InverseAutoregressiveFlow(CachedBijector):
             )
         self._network = network
         self._transform = transforms.get(transform)
-        self._context = context
+        self._context = parameters['context'] = _checked_context(context, network)
         self._inverse_method = checked_inverse(inverse, network)
         params = getattr(network, 'params', None)
         if isinstance(params, int) and params != self._transform.params:
@@ -113,7 +119,7 @@ class InverseAutoregressiveFlow(CachedBijector):
             parameters=parameters,
             # A name scope, so that the name stays as given when a step is made again in one graph: keyword arguments
             # of a Chain are nested by name.
-            name=name.rstrip('/') + '/',
+            name=(name or _DEFAULT_NAME).rstrip('/') + '/',
         )
 
     @classmethod
@@ -158,7 +164,8 @@ class InverseAutoregressiveFlow(CachedBijector):
         # Asked of the network: the search that tf.Module would make through the bijector, at every call, takes as long
         # as a small network.
         variables = (*_variables_of(self._network), *_variables_of(context))
-        return {'ildj': -tf.reduce_sum(log_det, axis=-1), 'dependencies': Dependencies(variables)}
+        tensors = [context] if tf.is_tensor(context) and not isinstance(context, tf.Variable) else []
+        return {'ildj': -tf.reduce_sum(log_det, axis=-1), 'dependencies': Dependencies(variables, tensors)}
 
     def _context_of(
         self, context: tf.Tensor | None = None, conditional_input: tf.Tensor | None = None
@@ -197,6 +204,15 @@ def checked_inverse(inverse: str, network: Network | None) -> str:
             f'sorted degrees of a MaskedAutoregressiveNetwork.'
         )
     return inverse
+
+
+def _checked_context(context: Any, network: Network) -> Any:
+    """Returns a context as a tensor, or as the variable that it is; a list or an array might change."""
+    if context is None:
+        return None
+    if isinstance(network, MaskedAutoregressiveNetwork):
+        return checked_context(context, network.context_size, network.dtype, network)
+    return context if isinstance(context, (tf.Variable, tf.Module)) else tf.convert_to_tensor(context, name='context')
 
 
 def _variables_of(source: Any) -> tuple[Any, ...]:

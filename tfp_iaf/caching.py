@@ -17,11 +17,14 @@ __all__ = ['CachedBijector', 'Dependencies', 'StepCache', 'UncachedChain']
 
 
 class Dependencies:
-    """The variables that a result depends on, and their values at that moment."""
+    """The variables that a result depends on, their values at that moment, and other tensors that it depends on.
 
-    def __init__(self, variables: Iterable[Any]) -> None:
-        self._variables = tuple(variables)
-        # They share the variables' memory for as long as those are not assigned to. In a graph there is no telling.
+    The values share the variables' memory until those are assigned to: that copies them, unless the result is gone.
+    """
+
+    def __init__(self, variables: Iterable[Any], tensors: Iterable[tf.Tensor] = ()) -> None:
+        self._variables, self._tensors = tuple(variables), tuple(tensors)
+        # In a graph there is no telling.
         self._values = self._read() if tf.executing_eagerly() else None
 
     def _read(self) -> list[tf.Tensor]:
@@ -39,7 +42,8 @@ class Dependencies:
         if not record.could_possibly_record():
             return True
         # 0: no tape would give a derivative, 1: one, of first order, 2: of higher order as well.
-        return bool(PossibleTapeGradientTypes(results) >= PossibleTapeGradientTypes([*self._read(), argument]))
+        sources = [*self._read(), *self._tensors, argument]
+        return bool(PossibleTapeGradientTypes(results) >= PossibleTapeGradientTypes(sources))
 
 
 def _are_equal(value: tf.Tensor, now: tf.Tensor) -> bool:
@@ -50,7 +54,10 @@ def _are_equal(value: tf.Tensor, now: tf.Tensor) -> bool:
 def _address(tensor: tf.Tensor) -> object:
     if 'CPU' not in tensor.device:
         return object()
-    return np.frombuffer(memoryview(tensor), np.uint8).__array_interface__['data'][0]
+    try:
+        return np.frombuffer(memoryview(tensor), np.uint8).__array_interface__['data'][0]
+    except ValueError:  # of a dtype that Python's buffers do not know, such as bfloat16
+        return object()
 
 
 class StepCache(cache_util.BijectorCacheWithGreedyAttrs):
