@@ -12,6 +12,7 @@ import sys
 
 import keras
 import pytest
+import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
@@ -102,6 +103,16 @@ def test_unsupported_version_of_tfp(version):
 def test_import_checks_the_version(monkeypatch):
     monkeypatch.setattr(tfp, '__version__', '0.26.0')
     with raises(ImportError, 'tensorflow_probability', '0.26.0', '0.25', 'pip install'):
+        importlib.reload(tfp_iaf)
+
+
+@pytest.mark.parametrize(
+    ('module', 'name'),
+    [('tensorflow.python.no_such_module', 'anything'), ('tensorflow.python.eager.record', 'no_such_name')],
+)
+def test_tensorflow_that_lacks_what_is_internal(monkeypatch, module, name):
+    monkeypatch.setattr(_requirements, '_INTERNAL', {module: (name,)})
+    with raises(ImportError, 'tensorflow', tf.__version__, f'{module}.{name}', 'pip install'):
         importlib.reload(tfp_iaf)
 
 

@@ -3,11 +3,13 @@
 import importlib
 import types
 
+import tensorflow
 import tensorflow_probability
 
 from tfp_iaf import _requirements
 
 _requirements.check(tensorflow_probability.__version__)
+_requirements.check_tensorflow(tensorflow.__version__)
 
 from tfp_iaf import masks, objectives, transforms  # noqa: E402
 from tfp_iaf._version import __version__  # noqa: E402

@@ -1,8 +1,18 @@
-"""Tells, before anything fails in an obscure place, that the installed TensorFlow Probability does not fit."""
+"""Tells, before anything fails in an obscure place, that the installed libraries do not fit."""
 
 from __future__ import annotations
 
+import importlib
+
 SUPPORTED = ('0.25',)
+
+# What the package takes from inside of TensorFlow, where no release has to keep it: a loop that tapes do not record,
+# what tapes have seen, and the nested structures of TFP.
+_INTERNAL = {
+    'tensorflow.python.eager.record': ('could_possibly_record', 'stop_recording'),
+    'tensorflow.python.ops.gradients_util': ('PossibleTapeGradientTypes',),
+    'tensorflow.python.util.nest': ('get_traverse_shallow_structure', 'map_structure_up_to'),
+}
 
 
 def check(version: str) -> None:
@@ -17,3 +27,19 @@ def check(version: str) -> None:
             f'tensorflow_probability: got version {version}, expected one of {", ".join(SUPPORTED)}. Install it with: '
             f'pip install "tensorflow-probability=={SUPPORTED[-1]}.*"'
         )
+
+
+def check_tensorflow(version: str) -> None:
+    """Raises an ImportError if TensorFlow lacks what this package takes from inside of it; `version` is its version.
+
+    >>> check_tensorflow('2.21.0')
+    """
+    for module, names in _INTERNAL.items():
+        for name in names:
+            try:
+                getattr(importlib.import_module(module), name)
+            except (ImportError, AttributeError):
+                raise ImportError(
+                    f'tensorflow: got version {version}, which has no {module}.{name}, expected 2.18 to 2.21, with '
+                    f'which this package was tested. Install it with: pip install "tensorflow>=2.18,<2.22"'
+                ) from None
