@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tests.flows import raises, tfd
+from tests.flows import normal, raises, tfd
 from tests.keras_models import K2, K3, LATENT, Kit, data, each_kit, fit, flow_of, log_laplace, point, train
 
 STANDARD_NORMAL = tfd.MultivariateNormalDiag(tf.zeros([LATENT]), tf.ones([LATENT]))
@@ -14,7 +14,7 @@ STANDARD_NORMAL = tfd.MultivariateNormalDiag(tf.zeros([LATENT]), tf.ones([LATENT
 def kl_of(flow):
     """The batch's mean KL, as the metric reports it."""
     (metric,) = flow.metrics
-    assert metric.name == 'kl'
+    assert metric.name == f'{flow.name}_kl'
     return metric.result().numpy()
 
 
@@ -28,6 +28,19 @@ def test_loss_and_metric(kit):
     expected = tf.reduce_mean(log_q - STANDARD_NORMAL.log_prob(z))
     np.testing.assert_allclose(sum(flow.losses), 0.25 * expected, rtol=1e-5)
     np.testing.assert_allclose(kl_of(flow), expected, rtol=1e-5)
+
+
+@each_kit
+def test_two_layers_report_a_kl_each(kit):
+    inputs = kit.keras.Input([LATENT])
+    first, _ = kit.layer(kl_loss_weight=1.0, name='first')([inputs, inputs])
+    second, _ = kit.layer(kl_loss_weight=1.0, name='second')([first, 3.0 + first])
+    model = kit.keras.Model(inputs, second)
+    model.compile('sgd', loss=lambda _, z: 0.0 * z)
+    x = normal([6, LATENT], tf.float32)
+    logs = model.evaluate(x, x, verbose=0, return_dict=True)
+    assert logs['first_kl'] != logs['second_kl']
+    np.testing.assert_allclose(logs['loss'], logs['first_kl'] + logs['second_kl'], rtol=1e-5)
 
 
 @each_kit
@@ -225,7 +238,9 @@ def test_weight_changes_the_loss_but_not_the_graph(kit):
     for weight in (0.5, 0.0, 2.0):
         flow_of(model).kl_loss_weight.assign(weight)
         history = model.fit(data(), data(), verbose=0).history
-        np.testing.assert_allclose(history['loss'], np.add(history['mse'], weight * np.array(history['kl'])), rtol=1e-5)
+        np.testing.assert_allclose(
+            history['loss'], np.add(history['mse'], weight * np.array(history['flow_kl'])), rtol=1e-5
+        )
         traced.append(len(traces))
     assert len(set(traced)) == 1
 
@@ -290,6 +305,15 @@ def test_warmup_of_a_model_without_the_layer(kit):
 def test_bad_arguments_of_the_warmup(kit, arguments, error, parts):
     with raises(error, *parts):
         kit.KLWarmup(**arguments)
+
+
+def test_warmup_without_an_optimizer():
+    model = K3.keras.Sequential([K3.layer(kl_loss_weight=1.0)], name='mine')
+    model.compile(optimizer=None)
+    callback = K3.KLWarmup(4)
+    callback.set_model(model)
+    with raises(ValueError, 'KLWarmup', "'mine'", 'without an optimizer', 'compile'):
+        callback.on_train_begin()
 
 
 @each_kit

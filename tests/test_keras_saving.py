@@ -103,7 +103,13 @@ def test_exported_density_is_the_same(tmp_path):
     [
         {},
         {'num_flows': 3, 'hidden_units': [4, 5], 'transform': 'affine', 'seed': 3, 'kl_loss_weight': 0.1},
-        {'transform': transforms.Affine(2.0), 'alternate_order': False, 'activation': 'tanh', 'name': 'mine'},
+        {
+            'transform': transforms.Affine(2.0),
+            'alternate_order': False,
+            'inverse': 'fixed_point',
+            'activation': 'tanh',
+            'name': 'mine',
+        },
         {'transform': transforms.Gated(1.0), 'activation': keras.activations.silu, 'dtype': 'float64'},
         {'transform': transforms.RationalQuadraticSpline(num_bins=4, bound=3.0)},
         {'transform': transforms.ScalarBijector(shifted, params=1)},
@@ -119,7 +125,7 @@ def test_config_makes_the_layer_anew(arguments):
     json.dumps(first.get_config())
     assert second.transform == first.transform
     for name, value in arguments.items():
-        if name in ('num_flows', 'alternate_order', 'seed', 'name', 'activation', 'free_bits', 'prior'):
+        if name in ('num_flows', 'alternate_order', 'inverse', 'seed', 'name', 'activation', 'free_bits', 'prior'):
             assert getattr(second, name) == value
 
 

@@ -55,18 +55,20 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
         transform: `'gated'` (only contracts), `'affine'` (expands too), `'spline'` (bends, in an interval), or an
             object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars.
         kl_loss_weight: With a number, the layer adds this times the batch's mean KL(q(z|x) || p(z)) to the model's
-            loss, and reports the KL as the metric `kl`. It is the log-ratio at the samples, or, with `num_flows=0` and
-            the standard normal prior, analytic. `None` leaves the loss to the model. `layer.kl_loss_weight` is a
-            variable that is saved with the weights: `layer.kl_loss_weight.assign(0.5)` changes a model in training, and
-            `KLWarmup` does so step by step. The config keeps the number given here.
+            loss, and reports the KL as a metric, named after the layer: `sampling_kl` for `name='sampling'`. It is the
+            log-ratio at the samples, or, with `num_flows=0` and the standard normal prior, analytic. `None` leaves the
+            loss to the model. `layer.kl_loss_weight` is a variable that is saved with the weights:
+            `layer.kl_loss_weight.assign(0.5)` changes a model in training, and `KLWarmup` does so step by step. The
+            config keeps the number given here.
         free_bits: A number of nats: the KL term is then no less than this, and while the batch's mean KL is below, it
             has no gradient; see `tfp_iaf.objectives.free_bits`, with all of z as one group. Under a `tf.distribute`
-            strategy, the batch is that of a replica. The metric `kl` stays the KL itself.
+            strategy, the batch is that of a replica. The metric stays the KL itself.
         prior: p(z). `None` is the standard normal. A `tfd.Distribution` has the event shape of z and no batch shape; or
             it is scalar, and of every entry, with a batch shape that broadcasts to the event shape of z. A function, or
             a Keras layer, maps z to log p(z), `[batch]`; a layer is trained and saved with this one. A distribution
             cannot be saved in a config, and must have no variables: for either, pass a registered function or a layer.
         alternate_order: Whether every second step takes the entries from right to left.
+        inverse: How the steps invert what they did not make; see `tfp_iaf.InverseAutoregressiveFlow`.
         activation: Activation of the networks: a name of `tf.nn` or of `keras.activations`, or a function that acts on
             every unit alone and has no variables; so no layer.
         num_blocks: In how many blocks the networks are cut; see `MaskedAutoregressiveNetwork`. Once the layer is built,

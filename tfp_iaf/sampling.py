@@ -14,10 +14,18 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_iaf import objectives, priors, transforms
+from tfp_iaf.bijectors import checked_inverse
 from tfp_iaf.caching import UncachedChain
-from tfp_iaf.checks import checked_dtype, checked_hidden_units, checked_number, checked_size
+from tfp_iaf.checks import (
+    Activation,
+    checked_activation,
+    checked_dtype,
+    checked_hidden_units,
+    checked_number,
+    checked_size,
+)
 from tfp_iaf.inputs import check_call, check_inputs, checked_shapes, flattened
-from tfp_iaf.networks import Activation, VariableFactory, checked_activation, random_generator
+from tfp_iaf.networks import VariableFactory, random_generator
 from tfp_iaf.posteriors import IAFPosterior
 from tfp_iaf.priors import Prior
 from tfp_iaf.transforms import Transform
@@ -40,12 +48,13 @@ class SamplingLayer:
         self,
         num_flows: int = 4,
         hidden_units: Sequence[int] = (320, 320),
+        *,
         transform: str | Transform = 'gated',
         kl_loss_weight: float | None = None,
-        *,
         free_bits: float | None = None,
         prior: Prior | None = None,
         alternate_order: bool = True,
+        inverse: str = 'auto',
         activation: str | Activation = 'elu',
         num_blocks: int | None = None,
         seed: int | None = None,
@@ -58,6 +67,8 @@ class SamplingLayer:
         self.hidden_units = checked_hidden_units(hidden_units)
         self.transform = transforms.get(transform)
         self.alternate_order = alternate_order
+        checked_inverse(inverse, None)
+        self.inverse = inverse
         self.activation = activation
         self._activation_function = self._checked_activation(activation)
         self.num_blocks = None if num_blocks is None else checked_size('num_blocks', num_blocks)
@@ -120,7 +131,8 @@ class SamplingLayer:
         self._kl_metric: Any = None
         if self._kl_target is not None:
             self._kl_weight = self._new_weight('kl_loss_weight', np.asarray(self._kl_target), trainable=False)
-            self._kl_metric = self._keras.metrics.Mean(name='kl')
+            # With the layer's name: of metrics with one name Keras would report the last alone.
+            self._kl_metric = self._keras.metrics.Mean(name=f'{self.name}_kl')
             return
         for argument, value in (('free_bits', free_bits), ('prior', prior)):
             if value is not None:
@@ -160,6 +172,7 @@ class SamplingLayer:
             context_size=None if self._context_shape is None else math.prod(self._context_shape),
             transform=self.transform,
             alternate_order=self.alternate_order,
+            inverse=self.inverse,
             activation=self._activation_function,
             seed=self.seed,
             dtype=self._flow_dtype,
@@ -270,6 +283,7 @@ class SamplingLayer:
             'free_bits': self.free_bits,
             'prior': self._serialize(self.prior),
             'alternate_order': self.alternate_order,
+            'inverse': self.inverse,
             'activation': self._serialize(self.activation),
             'num_blocks': self.num_blocks,
             'seed': self.seed,

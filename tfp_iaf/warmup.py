@@ -38,6 +38,11 @@ class WarmupCallback:
                 f'KLWarmup: got the model {self.model.name!r} without an IAFSampling layer that has a kl_loss_weight. '
                 f'Give the layer the weight that the warm-up shall reach.'
             )
+        if self.model.optimizer is None:
+            raise ValueError(
+                f'KLWarmup: got the model {self.model.name!r} without an optimizer, whose steps it counts. Where '
+                f'train_step uses an optimizer of its own, pass that one to compile.'
+            )
         self._first_step, self._batches = self._steps_made(), 0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
