@@ -73,7 +73,8 @@ class InverseAutoregressiveFlow(CachedBijector):
             TFP raises a ValueError; arrays and lists are converted.)
 
     References:
-        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 9, 10, 13, 14.
+        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 10, 13, 14.
+        Eq. (1), (3), (4) of the mathematics page.
 
     >>> import tensorflow_probability as tfp
     >>> import tfp_iaf

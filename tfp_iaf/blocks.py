@@ -3,7 +3,7 @@
 Kernels are block triangular (see `kernels`). What the second half of the entries needs of the first half is one product
 with the corner of each kernel, and each half is solved in the same way. Only the small squares on the diagonals are
 swept until they stand still. All products together are those of about one network pass. The transposed system of the
-gradient has the same structure, from the last block to the first.
+gradient has the same structure, from the last block to the first. This is Eq. (18), (19) of the mathematics page.
 """
 
 from __future__ import annotations

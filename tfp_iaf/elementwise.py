@@ -59,6 +59,7 @@ class Gated(Transform):
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 13, 14.
+        Eq. (5) of the mathematics page.
 
     >>> y, log_derivative = Gated().forward(tf.ones([3]), tf.zeros([3, 2]))
     >>> bool(tf.reduce_all(tf.abs(tf.exp(log_derivative) - y) < 1e-6))
@@ -102,6 +103,7 @@ class Affine(Transform):
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 10 and Section 3.
+        Eq. (6) of the mathematics page.
 
     >>> y, log_derivative = Affine().forward(tf.ones([3]), tf.zeros([3, 2]))
     >>> y.numpy().tolist(), log_derivative.numpy().tolist()

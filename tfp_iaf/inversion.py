@@ -48,6 +48,7 @@ def fixed_point(
 
     References:
         Song, Meng and Ermon 2021, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving".
+        Eq. (17), (19) of the mathematics page.
 
     >>> from tfp_iaf import transforms
     >>> def previous_entry(x):  # y_i = x_i + x_{i-1}

@@ -86,6 +86,7 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Algorithm 1.
+        Eq. (2), (24), (25), (26) of the mathematics page.
 
     >>> layer = IAFSampling(num_flows=2, hidden_units=(16,), seed=0)
     >>> z, log_q = layer([tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])])
@@ -156,7 +157,7 @@ class KLWarmup(WarmupCallback, keras.callbacks.Callback):
     Args:
         steps: K, the number of optimizer steps from `start` to the full weight. For epochs, multiply by the batches of
             one.
-        start: $\beta_0$.
+        start: $\beta_0$, the weight of the first step.
 
     Raises:
         ValueError: If `steps` is below 1, or, when training begins, no such layer of the model has a `kl_loss_weight`.
@@ -167,6 +168,7 @@ class KLWarmup(WarmupCallback, keras.callbacks.Callback):
     References:
         Bowman et al. 2016, "Generating Sentences from a Continuous Space", Section 3.1.
         Sønderby et al. 2016, "Ladder Variational Autoencoders", Section 2.3.
+        Eq. (27) of the mathematics page.
 
     >>> inputs = [keras.Input([2]), keras.Input([2])]
     >>> model = keras.Model(inputs, IAFSampling(1, (8,), kl_loss_weight=1.0)(inputs)[0])

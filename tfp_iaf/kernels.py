@@ -3,6 +3,7 @@
 Degrees are sorted within every layer, so that a kernel is block triangular: with rows and columns cut where the entries
 are cut in half, one quarter of it, the corner, is permitted as a whole, the opposite one is forbidden as a whole, and
 the two on the diagonal are triangles like the kernel itself. Only the squares at which the cutting stops need a mask.
+This is Eq. (15), (16) of the mathematics page.
 """
 
 from __future__ import annotations

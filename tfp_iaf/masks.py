@@ -3,7 +3,8 @@
 Everything is expressed in *ranks*: the entry with rank 0 comes first in the autoregressive order. A hidden unit of
 degree d sees the first d entries and nothing else, the entry with rank r carries degree r + 1, and the output for the
 entry with rank r has degree r, so that one rule, `mask[i, j] = degree[j] >= degree[i]`, serves every layer (Germain et
-al. 2015, "MADE: Masked Autoencoder for Distribution Estimation", Eq. 12 and 13).
+al. 2015, "MADE: Masked Autoencoder for Distribution Estimation", Eq. 12 and 13). Both are Eq. (11), (12) of the
+mathematics page.
 
 Degrees are sorted within each layer. Every mask is then block triangular: the units that a prefix of the entries
 determines are a prefix of their layer.
@@ -21,7 +22,7 @@ _NAMED_ORDERS = ('left-to-right', 'right-to-left', 'random')
 
 
 def permutation(order: str | Sequence[int] | np.ndarray, event_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the entries of an event in their autoregressive order.
+    """Returns the entries of an event in their autoregressive order, as in Eq. (14) of the mathematics page.
 
     Args:
         order: `'left-to-right'`, `'right-to-left'`, `'random'`, or the entries' indices in the order wanted:

@@ -98,10 +98,11 @@ class MaskedAutoregressiveNetwork(tf.Module):
         name: Name of the module.
 
     Call arguments:
-        x: `[..., D]`. context: `[..., C]`; its leading shape broadcasts against that of `x`, and its share of the
-        first hidden layer is computed once, before it is broadcast.
+        x: `[..., D]`.
+        context: `[..., C]`; its leading shape broadcasts against that of `x`, and its share of the first hidden layer
+            is computed once, before it is broadcast.
 
-    Returns (of a call):
+    Call returns:
         `[..., D, P]`, of the network's dtype.
 
     Raises:
@@ -117,6 +118,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
     References:
         Germain, Gregor, Murray and Larochelle 2015, "MADE: Masked Autoencoder for Distribution Estimation", Eq. 12, 13.
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Algorithm 1.
+        Eq. (10), (13), (14), (16) of the mathematics page.
 
     >>> net = MaskedAutoregressiveNetwork(3, hidden_units=(16,), context_size=2, seed=0)
     >>> net(tf.zeros([5, 3]), context=tf.zeros([5, 2])).shape

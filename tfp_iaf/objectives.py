@@ -38,6 +38,7 @@ def free_bits(kl: tf.Tensor, minimum: float | tf.Tensor, axis: int | Sequence[in
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Appendix C.8.
+        Eq. (28) of the mathematics page.
 
     >>> free_bits(tf.constant([[0.1, 3.0], [0.3, 1.0]]), minimum=0.5).numpy().item()  # max(0.5, 0.2) + max(0.5, 2.0)
     2.5
@@ -77,6 +78,7 @@ def importance_weighted_log_likelihood(log_weights: tf.Tensor, axis: int | Seque
 
     References:
         Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", Eq. 8.
+        Eq. (24), (29) of the mathematics page.
 
     >>> log_likelihood = importance_weighted_log_likelihood(tf.math.log([[1., 2.], [3., 2.]]))
     >>> tf.exp(log_likelihood).numpy().round().tolist()

@@ -1,4 +1,7 @@
-"""One direction through the layers of a network, solved block by block for unknowns that its own results determine."""
+"""One direction through the layers of a network, solved block by block for unknowns that its own results determine.
+
+Forwards, this is Eq. (18) of the mathematics page; backwards, its gradient.
+"""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class IAFPosterior(tf.Module):
             `tfp.util.TransformedVariable`.
         context: `[..., C]`.
 
-    Returns (of a call):
+    Call returns:
         A `tfd.TransformedDistribution` with event shape `[D]` and the batch shape of `loc`, `scale_diag` and `context`.
 
     Cost: `sample` with `log_prob` of the sample, or `experimental_sample_and_log_prob`: one pass of each network.
@@ -73,7 +73,8 @@ class IAFPosterior(tf.Module):
         TypeError: If a tensor has another dtype.
 
     References:
-        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Algorithm 1, Eq. 11, 16.
+        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Algorithm 1, Eq. 11.
+        Eq. (2), (20), (21) of the mathematics page.
 
     >>> posterior = IAFPosterior(2, num_flows=2, hidden_units=(16,), context_size=3, seed=0)
     >>> q = posterior(loc=tf.zeros([5, 2]), scale_diag=tf.ones([5, 2]), context=tf.ones([5, 3]))

@@ -36,7 +36,10 @@ LayerT = TypeVar('LayerT', bound='SamplingLayer')
 
 
 class SamplingLayer:
-    """The layer `IAFSampling`, mixed into the layer class of either Keras; see `tfp_iaf.keras.IAFSampling`."""
+    """The layer `IAFSampling`, mixed into the layer class of either Keras; see `tfp_iaf.keras.IAFSampling`.
+
+    Its KL term is Eq. (25), (26) of the mathematics page.
+    """
 
     # What the other base class brings.
     _keras: ClassVar[Any]

@@ -40,7 +40,7 @@ class RationalQuadraticSpline(Transform):
 
     Args:
         num_bins: K, at least 2. A network needs `3 * K - 1` parameters per entry.
-        bound: B.
+        bound: B, half the width of the interval.
         min_bin_size: Smallest width and height of a bin, as a share of the interval.
         min_slope: Smallest slope at a knot; the largest is its reciprocal. Both minima keep the map from being so flat
             that rounding would leave its inverse meaningless, first in float32.
@@ -51,6 +51,7 @@ class RationalQuadraticSpline(Transform):
 
     References:
         Durkan, Bekasov, Murray and Papamakarios 2019, "Neural Spline Flows", Eq. 4, 5 and Appendix A.1 to A.3.
+        Eq. (7), (8), (9) of the mathematics page.
 
     >>> spline = RationalQuadraticSpline(num_bins=4, bound=3.)
     >>> y, log_derivative = spline.forward(tf.constant([-1., 2., 9.]), tf.zeros([3, spline.params]))

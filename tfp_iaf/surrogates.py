@@ -94,8 +94,9 @@ def build_iaf_surrogate_posterior(
         TypeError: If `event_shape` holds no shapes, `bijector` no bijectors, or `dtype` is not floating.
 
     References:
-        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 10, 16.
+        Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Eq. 10, 11.
         Hoffman et al. 2019, "NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural Transport".
+        Eq. (22), (23) of the mathematics page.
 
     >>> import keras
     >>> tfd = tfp.distributions

@@ -15,7 +15,10 @@ _BATCHES_WITHOUT_A_STEP = 10
 
 
 class WarmupCallback:
-    """The callback `KLWarmup`, mixed into the callback class of either Keras; see `tfp_iaf.keras.KLWarmup`."""
+    """The callback `KLWarmup`, mixed into the callback class of either Keras; see `tfp_iaf.keras.KLWarmup`.
+
+    The weight is Eq. (27) of the mathematics page.
+    """
 
     model: Any
 
