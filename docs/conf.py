@@ -1,32 +1,67 @@
 """Settings of the documentation's build."""
 
+import inspect
 import re
+
+from sphinx.util.inspect import stringify_signature
 
 from tfp_iaf import __version__
 
 project = 'tfp_iaf'
 author = 'The tfp_iaf developers'
 copyright = 'The tfp_iaf developers'
-release = __version__
+release = version = __version__
 
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.mathjax', 'sphinx.ext.napoleon']
-myst_enable_extensions = ['dollarmath']
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.mathjax',
+    'sphinx.ext.napoleon',
+    # Puts MathJax into the pages themselves: they show formulas without a network.
+    'sphinx-mathjax-offline',
+]
 exclude_patterns = ['_build']
-html_theme = 'furo'
 default_role = 'code'
+
+myst_enable_extensions = ['colon_fence', 'dollarmath']
+myst_heading_anchors = 3
+
+html_theme = 'furo'
+html_title = f'tfp_iaf {release}'
+html_static_path = ['_static']
+html_css_files = ['custom.css']
+html_show_sourcelink = False
+pygments_style = 'friendly'
+pygments_dark_style = 'monokai'
+
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
-napoleon_custom_sections = [('Call arguments', 'params_style'), 'Returns (of a call)']
+napoleon_custom_sections = [('Call arguments', 'params_style'), ('Call returns', 'returns_style')]
 
 
-def _math(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Lets docstrings write formulas between dollars, as the pages do."""
+def _process_docstring(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Lets docstrings write formulas between dollars, as the pages do, and gives each reference a line."""
     text = '\n'.join(lines)
     text = re.sub(r'\$\$(.+?)\$\$', lambda m: '.. math:: ' + ' '.join(m[1].split()), text, flags=re.DOTALL)
     text = re.sub(r'\$(.+?)\$', r':math:`\1`', text)
-    lines[:] = text.split('\n')
+    head, rubric, references = text.partition('.. rubric:: References\n\n')
+    references, blank, rest = references.partition('\n\n')
+    references = re.sub(r'^(?=\S)', '- ', references, flags=re.MULTILINE)
+    lines[:] = (head + rubric + references + blank + rest).split('\n')
+
+
+def _process_signature(
+    app: object, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Shows the arguments of a layer, which Keras hides behind a `__new__` of its own."""
+    if what == 'class' and signature == '(*args, **kwargs)':
+        arguments = inspect.signature(obj.__init__)
+        arguments = arguments.replace(parameters=list(arguments.parameters.values())[1:])
+        signature = stringify_signature(arguments, show_annotation=False, show_return_annotation=False)
+    return signature, returns
 
 
 def setup(app: object) -> None:
-    """Registers the hook."""
-    app.connect('autodoc-process-docstring', _math)
+    """Registers the hooks."""
+    app.connect('autodoc-process-docstring', _process_docstring)
+    app.connect('autodoc-process-signature', _process_signature)

@@ -4,9 +4,7 @@ import doctest
 import importlib
 import importlib.util
 import inspect
-import pathlib
 import pkgutil
-import re
 import subprocess
 import sys
 
@@ -21,8 +19,6 @@ import tfp_iaf.tf_keras
 from tests.flows import raises
 from tfp_iaf import _requirements
 
-README = pathlib.Path(__file__).parents[1] / 'README.md'
-README_EXAMPLES = re.findall(r'```python\n(.*?)```', README.read_text(encoding='utf-8'), re.DOTALL)
 MODULES = sorted(f'tfp_iaf.{module.name}' for module in pkgutil.iter_modules(tfp_iaf.__path__))
 
 
@@ -131,8 +127,3 @@ def test_everything_public_is_documented(name):
         value = getattr(module, public)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert value.__doc__, public
-
-
-@pytest.mark.parametrize('block', README_EXAMPLES, ids=range(len(README_EXAMPLES)))
-def test_readme_examples_run(block):
-    exec(compile(block, 'README.md', 'exec'), {})

@@ -1,0 +1,225 @@
+"""The documentation: its code runs, its links and figures exist, and what it says of the code is there."""
+
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import re
+import textwrap
+
+import keras
+import matplotlib.pyplot as plt
+import pytest
+import tf_keras
+
+import tfp_iaf
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / 'docs'
+PAGES = [ROOT / 'README.md', *sorted(page for page in DOCS.rglob('*.md') if '_build' not in page.parts)]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding='utf-8') for page in PAGES}
+FIGURES = sorted(path for path in DOCS.rglob('*.png') if '_build' not in path.parts)
+# Of pages that take more than about ten seconds.
+SLOW = ('docs/quickstart.md',)
+
+FENCE = re.compile(r'^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[^`\n]*)\n(?P<code>.*?)^ *(?P=ticks)$', re.M | re.S)
+# A page has code that runs (python), commands (bash), what they print (text), and MyST's own directives.
+LANGUAGES = ('python', 'bash', 'text', 'bibtex')
+
+# In their order on the page, which gives them their numbers. The code cites these: put a new one at the end, or change
+# every number that is cited.
+EQUATIONS = (
+    'eq-change-of-variables',
+    'eq-chain',
+    'eq-step',
+    'eq-log-det',
+    'eq-gated',
+    'eq-affine',
+    'eq-spline',
+    'eq-spline-parameters',
+    'eq-spline-inverse',
+    'eq-made',
+    'eq-degrees',
+    'eq-mask',
+    'eq-initial-weights',
+    'eq-order',
+    'eq-blocks',
+    'eq-block-share',
+    'eq-fixed-point',
+    'eq-blockwise',
+    'eq-implicit',
+    'eq-base',
+    'eq-posterior',
+    'eq-surrogate',
+    'eq-neutra',
+    'eq-elbo',
+    'eq-kl',
+    'eq-kl-gaussian',
+    'eq-warm-up',
+    'eq-free-bits',
+    'eq-importance-weighted',
+)
+
+
+def python_blocks(text):
+    """Yields the line before each block of Python, and the block."""
+    for fence in FENCE.finditer(text):
+        if fence['language'].strip() == 'python':
+            yield text[: fence.start('code')].count('\n'), textwrap.dedent(fence['code'])
+
+
+def prose(name):
+    """The text of a page without its fenced blocks."""
+    return FENCE.sub('', TEXTS[name])
+
+
+def each_page(names):
+    return pytest.mark.parametrize(
+        'name', [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in names]
+    )
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Lets a page write files, set policies and draw, without a trace."""
+    monkeypatch.chdir(tmp_path)
+    policies = keras.config.dtype_policy(), tf_keras.mixed_precision.global_policy()
+    plt.switch_backend('agg')
+    yield
+    plt.close('all')
+    keras.config.set_dtype_policy(policies[0])
+    tf_keras.mixed_precision.set_global_policy(policies[1])
+
+
+@each_page([name for name, text in TEXTS.items() if any(python_blocks(text))])
+def test_code_runs(name, elsewhere):
+    namespace = {'__name__': re.sub(r'\W', '_', name.removesuffix('.md'))}
+    for line, block in python_blocks(TEXTS[name]):
+        # With the page as the file and its own line numbers, a failure points into the page.
+        exec(compile('\n' * line + block, ROOT / name, 'exec'), namespace)
+
+
+@each_page(TEXTS)
+def test_blocks_have_a_language(name):
+    languages = [fence['language'].strip() for fence in FENCE.finditer(TEXTS[name])]
+    assert [language for language in languages if language not in LANGUAGES and not language.startswith('{')] == []
+
+
+@each_page(TEXTS)
+def test_links_and_images_exist(name):
+    text = prose(name)
+    # What is within a code span is no link.
+    text = re.sub(r'`[^`\n]*`', '``', text)
+    targets = re.findall(r'\]\(<?([^)\s>]+)', text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    targets += re.findall(r'^[`:]{3,}\{(?:figure|image)\} (\S+)', TEXTS[name], re.M)
+    local = [target.split('#')[0] for target in targets if not re.match(r'[a-z]+:', target)]
+    assert [target for target in local if target and not (ROOT / name).parent.joinpath(target).exists()] == []
+
+
+@each_page(TEXTS)
+def test_files_named_exist(name):
+    named = set(re.findall(r'\b((?:docs|examples|tests|tfp_iaf)/[\w/.]+\.\w+)', TEXTS[name]))
+    assert sorted(file for file in named if not (ROOT / file).exists() and '_build' not in file) == []
+
+
+@pytest.mark.parametrize('figure', FIGURES, ids=lambda figure: figure.name)
+def test_figures_are_made_by_a_script_and_used(figure):
+    makers = [TEXTS['docs/figures.md'], *(script.read_text(encoding='utf-8') for script in DOCS.rglob('*.py'))]
+    assert any(figure.name in maker for maker in makers), 'no line says which script makes it'
+    assert any(figure.name in text for name, text in TEXTS.items() if name != 'docs/figures.md'), 'no page shows it'
+
+
+@pytest.fixture(scope='module')
+def figures():
+    """The script docs/figures.py."""
+    specification = importlib.util.spec_from_file_location('docs_figures', DOCS / 'figures.py')
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_script_draws_what_it_names(figures):
+    assert {figure.name for figure in FIGURES} >= set(figures.FIGURES)
+    for name, draw in figures.FIGURES.items():
+        figure = draw(num_flows=2, steps=2) if name == 'arch.png' else draw()
+        figure.canvas.draw()
+        assert all(axis.has_data() or axis.patches for axis in figure.axes), name
+        plt.close(figure)
+
+
+def test_readme_picture_is_small():
+    pictures = re.findall(r'!\[[^\]]*\]\(([^)]+)\)', TEXTS['README.md'])
+    assert len(pictures) == 1
+    assert (ROOT / pictures[0]).stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    'module',
+    ['tfp_iaf', *(f'tfp_iaf.{name}' for name in tfp_iaf.__all__ if inspect.ismodule(getattr(tfp_iaf, name)))],
+)
+def test_api_page_has_every_public_name(module):
+    names = getattr(importlib.import_module(module), '__all__', [])
+    documented = re.findall(r'\.\. auto\w+:: ([\w.]+)', TEXTS['docs/api.md'])
+    assert [name for name in names if f'{module}.{name}' not in documented and name != '__version__'] == []
+
+
+def numbered_equations():
+    return re.findall(r'^\$\$ \(([\w-]+)\)$', TEXTS['docs/mathematics.md'], re.M)
+
+
+def test_equations_keep_their_numbers():
+    assert tuple(numbered_equations()) == EQUATIONS
+
+
+def equation_rows():
+    """The cells of the table of equations, by label."""
+    rows = re.findall(r'^\| \{eq\}`([\w-]+)` \|(.*)\|$', TEXTS['docs/mathematics.md'], re.M)
+    return {label: [cell.strip() for cell in cells.split('|')] for label, cells in rows}
+
+
+def test_table_of_equations_is_complete():
+    assert tuple(equation_rows()) == EQUATIONS
+
+
+def test_code_in_the_table_of_equations_exists():
+    for _, code, _ in equation_rows().values():
+        for name in re.findall(r'`([^`]+)`', code):
+            module, _, attribute = name.partition('.')
+            assert hasattr(importlib.import_module(f'tfp_iaf.{module}'), attribute), name
+
+
+def cited_equations():
+    """Yields module and number of every equation that the code cites."""
+    for path in sorted((ROOT / 'tfp_iaf').glob('*.py')):
+        for citation in re.findall(
+            r'Eq\.\s((?:\(\d+\),?\s)+)of\sthe\s+mathematics\s+page', path.read_text(encoding='utf-8')
+        ):
+            for number in re.findall(r'\d+', citation):
+                yield path.stem, int(number)
+
+
+CITED = sorted(set(cited_equations()))
+
+
+@pytest.mark.parametrize(('module', 'number'), CITED)
+def test_equations_that_the_code_cites(module, number):
+    """The page has the equation, and says that it is found in this module."""
+    _, code, _ = equation_rows()[EQUATIONS[number - 1]]
+    assert f'`{module}.' in code
+
+
+def test_code_cites_what_the_table_says():
+    """Each module named in the table cites the equation in turn."""
+    named = {
+        (module, number)
+        for number, (_, code, _) in enumerate(equation_rows().values(), 1)
+        for module in re.findall(r'`(\w+)\.', code)
+    }
+    assert sorted(named) == CITED
+
+
+def test_hooks_run_the_commands_of_ci():
+    hooks = re.findall(r'^ +entry: ((?:ruff|mypy).*)$', (ROOT / '.pre-commit-config.yaml').read_text(), re.M)
+    commands = (ROOT / '.ci' / 'run').read_text().splitlines()
+    assert len(hooks) == 3 and set(hooks) <= set(commands)
