@@ -279,3 +279,55 @@ def plot_chains(samplers: Mapping[str, Chains], exact: Exact, colors: Mapping[st
         exact.draw_pair(pair, 0, 1, chains.samples[:, :2], colors[name])
         pair.set(xlabel=exact.names[0], ylabel=exact.names[1])
     _save(figure, path)
+
+
+class Panels(NamedTuple):
+    """Densities on a grid, `[size, size]`, each with a title, and the grid's axes; the first is the exact one."""
+
+    axes: tuple[np.ndarray, np.ndarray]
+    densities: Mapping[str, tuple[str, np.ndarray]]
+
+
+def plot_panels(rows: Mapping[str, Panels], path: pathlib.Path) -> None:
+    """Draws a labelled row for each exact density, and in it the models' beside it, in the same colours."""
+    columns = list(next(iter(rows.values())).densities)
+    figure = Figure(figsize=(0.4 + 2.0 * len(columns), 0.3 + 2.2 * len(rows)), layout='constrained')
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for i, (line, (label, row)) in enumerate(zip(grid, rows.items(), strict=True)):
+        brightest = next(iter(row.densities.values()))[1].max()
+        extent = [end for axis in row.axes for end in (axis[0], axis[-1])]
+        for axis, (title, density) in zip(line, row.densities.values(), strict=True):
+            axis.imshow(density.T, 'magma', origin='lower', extent=extent, vmin=0, vmax=brightest)
+            axis.set(xticks=[-4, 0, 4], yticks=[-4, 0, 4])
+            axis.tick_params(labelsize=7, length=2, labelleft=axis is line[0], labelbottom=i == len(rows) - 1)
+            axis.set_xlabel(title, fontsize=10)
+        line[0].set_ylabel(label, fontsize=12, rotation=0, ha='right', va='center')
+    for axis, column in zip(grid[0], columns, strict=True):
+        axis.set_title(column, fontsize=11)
+    _save(figure, path)
+
+
+def plot_by_depth(
+    panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]],
+    colors: Mapping[str, str],
+    ylabel: str,
+    path: pathlib.Path,
+) -> None:
+    """Draws a panel per title: each model's mean over seeds against its number of steps, and every seed as a dot."""
+    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, curve in curves.items():
+            # One place for every depth, no matter how far apart they are.
+            places = range(len(curve))
+            axis.plot(places, [np.mean(values) for values in curve.values()], color=colors[name], label=name)
+            for place, values in zip(places, curve.values(), strict=True):
+                axis.plot([place] * len(values), values, 'o', color=colors[name], ms=3.5, alpha=0.7)
+        axis.set_xticks(places, [f'{depth}' for depth in curve])
+        axis.set(title=title, yscale='log')
+        axis.yaxis.set_major_formatter('{x:g}')
+        axis.grid(alpha=0.3, which='both')
+    axes[0].set_ylabel(ylabel)
+    figure.supxlabel('steps of the flow (0: diagonal Gaussian); line: mean over seeds, dots: seeds', fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(colors))
+    _save(figure, path)

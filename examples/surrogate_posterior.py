@@ -25,9 +25,9 @@ from typing import Any
 import _common
 import _plots
 import _records
+import _variational
 import keras
 import numpy as np
-import tensorflow as tf
 import tensorflow_probability as tfp
 from _targets import TARGETS, Target
 from absl import app, flags
@@ -86,26 +86,8 @@ def make_posterior(settings: Settings) -> Any:
 
 
 def fit(q: Any, settings: Settings) -> np.ndarray:
-    """Maximises the ELBO, and returns -ELBO at every step, `[steps]`, each estimated with that step's samples."""
-    # A sample in the neck of a funnel has a gradient thousands of times larger than others: hence the clipping.
-    rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
-    optimizer = keras.optimizers.Adam(rate, global_clipnorm=10.0)
-    optimizer.build(q.trainable_variables)
-    losses = tfp.vi.fit_surrogate_posterior(
-        TARGETS[settings.target].joint.unnormalized_log_prob,
-        q,
-        optimizer,
-        settings.steps,
-        sample_size=settings.sample_size,
-        jit_compile=True,
-        seed=[settings.seed, 0],  # a pair: a single number would depend on what ran before
-    ).numpy()
-    if not np.all(np.isfinite(losses)):
-        bad = int(np.argmin(np.isfinite(losses)))
-        raise FloatingPointError(
-            f'{settings.name}: the loss became {losses[bad]} at step {bad}. Lower the learning rate.'
-        )
-    return losses
+    """Maximises the ELBO, and returns -ELBO at every step; see `_variational.fit`."""
+    return _variational.fit(TARGETS[settings.target].joint.unnormalized_log_prob, q, settings)
 
 
 def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
@@ -116,22 +98,13 @@ def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     losses = fit(q, settings)
     fitted = time.perf_counter()
 
-    @tf.function(autograph=False)
-    def draw() -> tuple[Any, tf.Tensor, tf.Tensor]:
-        sample, log_q = q.experimental_sample_and_log_prob(settings.evaluation_samples, seed=[settings.seed, 1])
-        return sample, log_q, target.joint.unnormalized_log_prob(sample)
-
-    sample, log_q, log_p = draw()
+    sample, log_weights = _variational.draw(target.joint.unnormalized_log_prob, q, settings)
     log_evidence = target.log_evidence()
-    elbo = log_p.numpy().astype(np.float64) - log_q.numpy()
     with _common.atomic(directory / f'{settings.name}.npz') as path:
         np.savez_compressed(path, coordinates=target.coordinates(sample)[:20000])
     curve = [float(piece.mean()) for piece in np.array_split(losses, min(CURVE_POINTS, len(losses)))]
     return {
-        'log_evidence': log_evidence,
-        'elbo': float(elbo.mean()),
-        'kl': float(log_evidence - elbo.mean()),
-        'standard_error': float(elbo.std(ddof=1) / np.sqrt(len(elbo))),
+        **_variational.statistics(log_weights, log_evidence),
         'parameters': int(sum(np.prod(variable.shape) for variable in q.trainable_variables)),
         'curve_kl': [log_evidence + value for value in curve],
         'seconds_to_fit': fitted - started,
