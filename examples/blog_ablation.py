@@ -1,0 +1,347 @@
+"""What each mistake is worth of a blog post that found inverse autoregressive flows to do little.
+
+The post (bjlkeng, 2017, "Variational Autoencoders with Inverse Autoregressive Flows") concludes that the flow "didn't
+seem to have a huge affect". Its code has six mistakes that bear on the result; `_blog_flow.py` rebuilds its flow with a
+switch for each, and says precisely what they are. `python blog_ablation.py` trains VAEs on 8x8 digits with the post's
+flow, with the mistakes mended one after the other, until none is left, with `tfp_iaf`'s own layer of the same sizes
+(one network a step, with ELU units), and, as the baseline, with a diagonal Gaussian. Then it puts each mistake alone
+into the mended flow. It prints two tables, and writes `results.json` and plots; `--quick` is a try of a minute.
+
+Data, encoder, decoder, number of steps and evaluation are those of `vae_digits.py`, for all alike. So are the sizes of
+the flow: 4 steps, two hidden layers of 64 units, 64 numbers of context; the post's own are 10 D units and a context of
+D. Finished runs are kept: after an interruption the same command goes on where it was.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import _blog_flow
+import _common
+import _plots
+import _quadrature
+import _records
+import keras
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import sklearn
+import tensorflow as tf
+import vae_digits
+from _blog_flow import MISTAKES
+from absl import app, flags
+
+matplotlib.use('Agg')
+
+# The mistakes that each posterior makes: the rows of the first table, the baseline of all on top.
+MENDED: dict[str, tuple[str, ...]] = {
+    'diagonal': (),
+    'the post': MISTAKES,
+    **{f'{"and " if i else ""}{mistake} mended': MISTAKES[i + 1 :] for i, mistake in enumerate(MISTAKES)},
+    'tfp_iaf': (),
+}
+ALONE: dict[str, tuple[str, ...]] = {f'{mistake} alone': (mistake,) for mistake in MISTAKES[:-1]}
+# The posterior that makes each mistake alone: with the last one, that is a row of the first table.
+MAKES_ALONE = {mistake: f'{mistake} alone' for mistake in MISTAKES[:-1]} | {MISTAKES[-1]: f'and {MISTAKES[-2]} mended'}
+ALL_MENDED = f'and {MISTAKES[-1]} mended'
+# Whose posteriors are drawn, and their titles.
+DRAWN = {'the post': 'the post', ALL_MENDED: 'all mended', 'tfp_iaf': 'tfp_iaf'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(vae_digits.Settings):
+    """All that a run depends on."""
+
+    mistakes: tuple[str, ...] = ()
+
+
+# Model and training --------------------------------------------------------------------------------------------------
+
+
+class PenalisedVAE(vae_digits.VAE):
+    """A VAE that adds the regularisers' penalty, if there are any, to the loss in training, and to no figure."""
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> tf.Tensor:
+        """Returns -ELBO; in training with the KL's weight, and with the penalty."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        return loss + sum(self.losses) if training else loss
+
+
+def make_vae(settings: Settings) -> vae_digits.VAE:
+    """Makes a VAE; with a flow as that of the post, or, by `vae_digits.make_vae`, without one or with `tfp_iaf`'s."""
+    if settings.posterior in ('diagonal', 'tfp_iaf'):
+        return vae_digits.make_vae(settings)
+    mistakes = settings.mistakes
+    images = hidden = keras.Input([vae_digits.NUM_PIXELS])
+    for units in settings.hidden_units:
+        hidden = keras.layers.Dense(units, activation='elu')(hidden)
+    context = keras.layers.Dense(settings.context_size, 'sigmoid' if 'context' in mistakes else 'elu')(hidden)
+    inputs = [*(keras.layers.Dense(settings.latent_size)(hidden) for _ in range(2)), context]
+    sampling = _blog_flow.BlogSampling(settings.num_flows, settings.flow_hidden_units, mistakes, settings.seed)
+    sampling(inputs)  # built: its variables are made
+    layers = [keras.layers.Dense(units, activation='elu') for units in settings.hidden_units]
+    decoder = keras.Sequential(
+        [keras.Input([settings.latent_size]), *layers, keras.layers.Dense(vae_digits.NUM_PIXELS)]
+    )
+    warm_up_steps = 1 if 'schedule' in mistakes else max(1, settings.steps // 6)
+    vae = PenalisedVAE(keras.Model(images, inputs), sampling, decoder, warm_up_steps)
+    vae(tf.zeros([1, vae_digits.NUM_PIXELS]))  # built, so that weights can be loaded
+    return vae
+
+
+def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
+    """Trains and evaluates one VAE; writes its weights to `directory`, and returns its figures.
+
+    The schedule of all but those that make that mistake: the rate falls from `learning_rate` to zero along a cosine,
+    and the KL's weight grows from 0 to 1 over the first sixth of the steps. The post's: the rate stays at
+    `learning_rate` and is halved, at most ten times, when the loss on the test images, after every 100 steps, has not
+    fallen for 15 times; the KL's weight is 1. (The post's evaluations are an epoch apart, and its rate starts at 0.001;
+    it keeps the last weights, as all do here.)
+    """
+    started = time.perf_counter()
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(settings.seed)
+    intensities, test_images = vae_digits.load_digits()
+    vae = make_vae(settings)
+    steps_per_epoch = min(100, settings.steps)
+    watch = _common.TrainingWatch(settings.name, steps_per_epoch)
+    callbacks, rate = [watch], keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
+    if 'schedule' in settings.mistakes:
+        rate = settings.learning_rate
+        callbacks.append(
+            keras.callbacks.ReduceLROnPlateau(monitor='val_loss', factor=0.5, patience=15, min_lr=0.001 * rate)
+        )
+    vae.compile(keras.optimizers.Adam(rate), steps_per_execution=steps_per_epoch)
+    vae.optimizer.build(vae.trainable_variables)  # or else `fit`, in which they would be made, traces the step twice
+    vae.fit(
+        vae_digits.training_batches(intensities, settings),
+        epochs=settings.steps // steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        validation_data=tf.data.Dataset.from_tensors(test_images),
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=0,
+    )
+    figures = {
+        **vae_digits.evaluate(vae, test_images, settings),
+        'final_rate': float(vae.optimizer.learning_rate),
+        'penalty': float(sum(vae.losses)),
+        'ms_per_step': watch.ms_per_step,
+        'parameters': vae.count_params(),
+    }
+    with _common.atomic(directory / f'{settings.name}.weights.h5') as path:
+        vae.save_weights(path)
+    return {**figures, 'seconds': time.perf_counter() - started}
+
+
+# Tables and plots ----------------------------------------------------------------------------------------------------
+
+
+def describe(run: Settings, figures: dict[str, Any]) -> str:
+    """Writes the line that is printed when a run ends."""
+    estimates = '-ELBO {neg_elbo:.3f}, NLL {nll:.3f}, {ms_per_step:.2f} ms/step, {seconds:.0f} s'.format(**figures)
+    return f'{run.posterior:24s} D = {run.latent_size:<2d} seed {run.seed}: {estimates}'
+
+
+def difference(row: Mapping[str, Any], other: Mapping[str, Any], key: str = 'neg_elbo') -> dict[str, Any]:
+    """Returns the statistics of what a row of `_common.aggregate` has more than another, seed by seed."""
+    pairs = zip(row[key]['by_seed'], other[key]['by_seed'], strict=True)
+    return _common.mean_and_error([value - other_value for value, other_value in pairs])
+
+
+def _signed(estimate: dict[str, Any]) -> str:
+    return f'{"+" if estimate["mean"] >= 0 else ""}{_common.format_estimate(estimate)}'
+
+
+def by_size(rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, dict[str, Any]]]:
+    """Returns the rows of `_common.aggregate` by number of dimensions and posterior."""
+    sizes: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        sizes.setdefault(row['latent_size'], {})[row['posterior']] = row
+    return sizes
+
+
+def costs_alone(posteriors: Mapping[str, dict[str, Any]], key: str = 'neg_elbo') -> dict[str, dict[str, Any]]:
+    """Returns what each mistake alone has more than no mistake at all; nothing, if that was not tried."""
+    if any(label not in posteriors for label in MAKES_ALONE.values()):
+        return {}
+    return {
+        mistake: difference(posteriors[label], posteriors[ALL_MENDED], key) for mistake, label in MAKES_ALONE.items()
+    }
+
+
+def report(rows: Sequence[dict[str, Any]], seeds: int) -> str:
+    """Writes the aggregated figures as two tables, with notes."""
+    mended, alone, notes = [], [], []
+    for size, posteriors in by_size(rows).items():
+        above = None
+        for label in MENDED:
+            row = posteriors[label]
+            neg_elbo, nll, kl = (_common.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'kl_to_posterior'))
+            nll, kl = (nll, kl) if size == 2 else (f'<= {nll}', f'>= {kl}')
+            less = [_signed(row['less_baseline']['neg_elbo']), _signed(difference(row, above))] if above else ['', '']
+            mended.append([f'D = {size}', label, neg_elbo, *less, nll, kl])
+            above = row
+        costs = [costs_alone(posteriors, key) for key in ('neg_elbo', 'nll')]
+        alone += [[f'D = {size}', mistake, *(_signed(cost[mistake]) for cost in costs)] for mistake in costs[0]]
+        notes.append(degrees_note(size, seeds))
+    header = ['', 'posterior', '-ELBO', 'less diagonal', 'less row above', 'NLL', 'KL(q || p(z|x))']
+    lines = [
+        '',
+        _common.format_table(header, mended),
+        'Nats per test image, mean ± standard error over seeds; differences are taken seed by seed. With D = 2 NLL and',
+        'KL are exact, by quadrature; with more they are bounds, by importance sampling. After "the post", each row',
+        "makes one mistake less than the one above. No figure has the post's L2 penalty in it.\n",
+    ]
+    if alone:
+        table = _common.format_table(['', 'this mistake alone', '-ELBO', 'NLL'], alone)
+        lines += [table, f'What each has more than "{ALL_MENDED}", which makes none; otherwise as above.\n']
+    return '\n'.join([*lines, *notes])
+
+
+def degrees_note(size: int, seeds: int) -> str:
+    """Writes what the post's degrees come to, in all networks of all seeds."""
+    settings = Settings('the post', size, 0)
+    useful, missing = [], []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        for _ in range(2 * settings.num_flows):
+            layers = _blog_flow.degrees(size, settings.flow_hidden_units, MISTAKES, rng)
+            useful.append(_blog_flow.useful_units(layers))
+            missing.append(_blog_flow.pairs_without_path(layers))
+    return (
+        f"D = {size}, the post's degrees: {np.mean(useful):.1f} of {settings.flow_hidden_units[-1]} units in the last "
+        f'hidden layer reach an output, and\n{np.mean(missing):.1f} of {size * (size - 1) // 2} pairs of an entry and '
+        f'an output after it have no path through the hidden layers (means over networks).'
+    )
+
+
+def plot(results: dict[Settings, dict[str, Any]], rows: Sequence[dict[str, Any]], output_dir: pathlib.Path) -> None:
+    """Writes the plots: the differences, and, with two dimensions, posteriors of the first seed's models."""
+    plot_differences(rows, output_dir / 'ablation.png')
+    vaes = {}
+    for run in results:
+        if run.posterior in DRAWN and (run.latent_size, run.seed) == (2, 0):
+            vae = vaes[DRAWN[run.posterior]] = make_vae(run)
+            vae.load_weights(output_dir / 'runs' / f'{run.name}.weights.h5')
+    if vaes:
+        _, images = vae_digits.load_digits()
+        ranks = np.array([1, 4, 16, 64])
+        chosen = _quadrature.least_gaussian_first(vaes, images)[ranks - 1]
+        densities = [_quadrature.posterior_densities(vaes, image) for image in chosen]
+        labels = [f'no. {rank} of {len(images)}' for rank in ranks]
+        _plots.plot_densities(labels, chosen.reshape(-1, 8, 8), densities, output_dir / 'posteriors.png')
+
+
+def plot_differences(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws a column for each number of dimensions: the rows of the first table, and below each mistake alone."""
+    sizes = by_size(rows)
+    parts = [
+        {
+            '-ELBO less that of the diagonal Gaussian (nats)': {
+                label: posteriors[label]['less_baseline']['neg_elbo'] for label in list(MENDED)[1:]
+            },
+            '-ELBO more than with no mistake (nats)': {
+                f'{mistake} alone': cost for mistake, cost in costs_alone(posteriors).items()
+            },
+        }
+        for posteriors in sizes.values()
+    ]
+    parts = [{label: lines for label, lines in part.items() if lines} for part in parts]
+    heights = [len(lines) + 1 for lines in parts[0].values()]
+    size = (2.2 + 4.0 * len(sizes), 0.8 + 0.33 * sum(heights))
+    grid: dict[str, Any] = {'height_ratios': heights}
+    figure, axes = plt.subplots(
+        len(heights), len(sizes), figsize=size, squeeze=False, layout='constrained', sharey='row', gridspec_kw=grid
+    )
+    for column, latent_size, part in zip(axes.T, sizes, parts, strict=True):
+        column[0].set_title(f'{latent_size} latent dimensions')
+        for axis, (label, lines) in zip(column, part.items(), strict=True):
+            draw_estimates(axis, lines, label)
+    with _common.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def draw_estimates(axis: Any, lines: Mapping[str, dict[str, Any]], label: str) -> None:
+    """Draws a line for each name: the seeds' values, and over them their mean with its standard error."""
+    for i, estimate in enumerate(lines.values()):
+        axis.plot(estimate['by_seed'], np.full(len(estimate['by_seed']), i), 'o', color='0.7', markersize=4)
+        axis.errorbar(estimate['mean'], i, xerr=estimate['standard_error'], fmt='o', color='#D55E00', capsize=3)
+    axis.axvline(0, color='black', linewidth=0.8)
+    axis.set_yticks(range(len(lines)), list(lines))
+    axis.set(ylim=(len(lines) - 0.5, -0.5), xlabel=label)
+    axis.grid(alpha=0.3)
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+QUICK = {
+    'latent_sizes': ['2'],
+    'jobs': 1,
+    'seeds': 1,
+    'steps': 200,
+    'evaluation_samples': 100,
+    'alone': False,
+    'output_dir': 'results/blog_ablation_quick',
+}
+
+
+def define_flags() -> None:
+    """Defines the command line; in a function, since worker processes and tests import this module too."""
+    flags.DEFINE_integer('seeds', 5, 'Number of seeds, from 0.', lower_bound=1)
+    flags.DEFINE_integer('steps', 6000, 'Training steps of a run: a multiple of 100, or less than 100.', lower_bound=1)
+    flags.DEFINE_list('latent_sizes', ['2', '10'], 'Numbers of latent dimensions, two or more.')
+    flags.DEFINE_integer('evaluation_samples', 1000, 'Samples of z per test image.', lower_bound=1)
+    flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for D = 2.', lower_bound=2)
+    flags.DEFINE_bool('alone', True, 'Whether to put each mistake alone into the mended flow too.')
+    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
+    flags.DEFINE_string('output_dir', 'results/blog_ablation', 'Where results, plots and finished runs are written.')
+    flags.DEFINE_bool('fresh', False, 'Train anew what output_dir already has.')
+    flags.DEFINE_bool('quick', False, f'A try of a minute: {QUICK}, where not given.')
+    check = flags.register_validator
+    check('steps', lambda steps: steps < 100 or steps % 100 == 0, 'expected a multiple of 100, or less than 100')
+    check('latent_sizes', lambda sizes: all(s.isdecimal() and int(s) > 1 for s in sizes), 'expected such as 2,10')
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment that the flags describe."""
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    started = time.perf_counter()
+    options = flags.FLAGS
+    for name, value in QUICK.items() if options.quick else ():
+        options.set_default(name, value)
+    same = {name: options[name].value for name in ('steps', 'evaluation_samples', 'grid_size')}
+    # The first table first, and a seed after the other: what an interrupted run leaves is whole for some seeds.
+    tables = [MENDED, ALONE] if options.alone else [MENDED]
+    runs = [
+        Settings(label, size, seed, mistakes=mistakes, **same)
+        for table in tables
+        for seed, size in itertools.product(range(options.seeds), map(int, options.latent_sizes))
+        for label, mistakes in table.items()
+    ]
+    output_dir = pathlib.Path(options.output_dir)
+    print(f'{len(runs)} VAEs, {options.jobs} at a time, {options.steps} steps each.')
+    results = _common.run_cached(train, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
+    rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
+    print(report(rows, options.seeds))
+    plot(results, rows, output_dir)
+    numbers = [{k: v for k, v in figures.items() if not isinstance(v, list)} for figures in results.values()]
+    records = [{**dataclasses.asdict(run), **figures} for run, figures in zip(results, numbers, strict=True)]
+    record = {
+        'flags': _records.used_flags(),
+        'versions': _records.versions(sklearn),
+        'aggregated': rows,
+        'runs': records,
+    }
+    _common.write_json(output_dir / 'results.json', record)
+    print(f'\nWrote results.json and plots to {output_dir} in {time.perf_counter() - started:.0f} s.')
+
+
+if __name__ == '__main__':
+    define_flags()
+    app.run(main)
