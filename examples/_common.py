@@ -146,8 +146,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def inner_bar() -> dict[str, Any]:
+    """Returns options for a progress bar within a run: below that of `run_cached`, on a line of each worker's own."""
+    identity = multiprocessing.current_process()._identity
+    return {'position': identity[0] if identity else 1, 'leave': False, 'dynamic_ncols': True}
+
+
 class TrainingWatch(keras.callbacks.Callback):
     """Times the training part of every epoch, and stops a run whose loss is not finite.
+
+    The times, in seconds and in those of the processor, are added to the logs that the callbacks after this one get.
 
     Args:
         name: Of the run, for the error.
@@ -159,7 +167,7 @@ class TrainingWatch(keras.callbacks.Callback):
         self._name = name
         self._steps_per_epoch = steps_per_epoch
         self._seconds: list[float] = []
-        self._start = self._end = 0.0
+        self._start = self._end = self._cpu_start = self._cpu_end = 0.0
         self._steps_done = 0
 
     @property
@@ -169,15 +177,17 @@ class TrainingWatch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps_done = epoch * self._steps_per_epoch
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._check(self._steps_done + batch + 1, {'loss': (logs or {}).get('loss', 0)})  # waits for an accelerator
-        self._end = time.perf_counter()
+        self._end, self._cpu_end = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._seconds.append(self._end - self._start)
         self._check(self._steps_done + self._steps_per_epoch, logs or {})
+        if logs is not None:  # for the callbacks that follow
+            logs |= {'seconds': self._seconds[-1], 'cpu_seconds': self._cpu_end - self._cpu_start}
 
     def _check(self, steps: int, logs: Mapping[str, Any]) -> None:
         for name, value in logs.items():
@@ -188,9 +198,14 @@ class TrainingWatch(keras.callbacks.Callback):
                 )
 
 
+def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
+    """Returns the standard error of the mean, which one value does not have."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
 def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean of seeds' values and its standard error, which one seed does not have, beside the values."""
-    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    """Returns the mean of seeds' values and its standard error, beside the values."""
+    error = standard_error(values)
     return {'mean': float(np.mean(values)), 'standard_error': error, 'by_seed': list(values)}
 
 

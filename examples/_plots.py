@@ -44,43 +44,55 @@ def _save(figure: Figure, path: pathlib.Path) -> None:
 
 
 def plot_learning_curves(
-    panels: Mapping[str, Mapping[str, Curve]], colors: Mapping[str, str], ylabel: str, path: pathlib.Path
+    panels: Mapping[str, Mapping[str, Curve]],
+    colors: Mapping[str, str],
+    ylabel: str,
+    path: pathlib.Path,
+    xlabels: Sequence[str] | None = None,
 ) -> None:
     """Draws one panel per title: the mean over seeds of each model's curve, and the range of the seeds around it."""
     figure = Figure(figsize=(5.2 * len(panels), 4.0), layout='constrained')
-    for axis, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    xlabels = xlabels or ['training step'] * len(panels)
+    for axis, xlabel, (title, curves) in zip(axes, xlabels, panels.items(), strict=True):
         for name, curve in curves.items():
             axis.plot(curve.steps, curve.values.mean(axis=0), color=colors[name], label=name)
             low, high = curve.values.min(axis=0), curve.values.max(axis=0)
             axis.fill_between(curve.steps, low, high, color=colors[name], alpha=0.2, linewidth=0)
         # The first epochs of a long run, nats above the rest, would press the curves' ends together.
-        values = np.stack([curve.values for curve in curves.values()])
-        axis.set_ylim(values.min() - 0.1, values[..., values.shape[-1] // 12 :].max() + 0.1)
-        axis.set(title=title, xlabel='training step (line: mean over seeds, band: their range)', ylabel=ylabel)
+        values = [curve.values for curve in curves.values()]
+        top = max(value[:, value.shape[-1] // 12 :].max() for value in values)
+        axis.set_ylim(min(value.min() for value in values) - 0.1, top + 0.1)
+        axis.set(title=title, xlabel=f'{xlabel} (line: mean over seeds, band: their range)', ylabel=ylabel)
         axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc='outside right upper')
     _save(figure, path)
 
 
 def plot_images(panels: Mapping[str, Mapping[str, np.ndarray]], path: pathlib.Path) -> None:
-    """Draws a column for each title: labelled rows of images in [0, 1], `[count, height, width]`."""
+    """Draws a column for each title: labelled rows of images in [0, 1], `[count, height, width]`, or with channels."""
     labels = list(next(iter(panels.values())))
     figure = Figure(figsize=(1.9 + 5 * len(panels), 0.5 * len(labels) + 0.4), layout='constrained')
     grid = figure.subplots(len(labels), len(panels), squeeze=False)
     for column, (title, rows) in zip(grid.T, panels.items(), strict=True):
         column[0].set_title(title, fontsize=11)
         for axis, label in zip(column, labels, strict=True):
-            axis.imshow(np.hstack([np.pad(image, 1) for image in rows[label]]), cmap='gray_r', vmin=0, vmax=1)
+            axis.imshow(_side_by_side(rows[label]), cmap='gray_r', vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             if axis in grid[:, 0]:
                 axis.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=10)
     _save(figure, path)
 
 
+def _side_by_side(images: np.ndarray) -> np.ndarray:
+    framed = [np.pad(image, [(1, 1), (1, 1)] + [(0, 0)] * (image.ndim - 2)) for image in images]
+    return np.hstack(framed)
+
+
 def plot_densities(
     labels: Sequence[str], images: np.ndarray, rows: Sequence[Mapping[str, Density]], path: pathlib.Path
 ) -> None:
-    """Draws a row for each image, `[count, height, width]`: the image, and each named model's p, and beside it q."""
+    """Draws a row for each image, `[count, height, width, ...]`: the image, and each model's p, and beside it q."""
     names = list(rows[0])
     figure = Figure(figsize=(1.3 + 3.4 * len(names), 1.9 * len(rows) + 0.9), layout='constrained')
     figure.suptitle(

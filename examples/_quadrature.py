@@ -75,16 +75,18 @@ def log_joints(decoder: Any, images: np.ndarray, grid: Grid) -> Iterator[np.ndar
 
     Args:
         decoder: A Keras model from z, with the prior N(0, I), to the logits of the pixels.
-        images: Binary images, `[count, pixels]`.
+        images: Binary images, `[count, ...]`.
         grid: The points.
     """
     points = grid.points
     logits = np.concatenate([decoder(points[i : i + 10000]) for i in range(0, len(points), 10000)])
+    logits = np.reshape(logits, [len(points), -1])
     log_prior = -0.5 * np.square(points).sum(axis=-1) - np.log(2 * np.pi, dtype=np.float32)
     # sum_i log p(x_i|z) = sum_i x_i logit_i - softplus(logit_i): one matrix product for all images and points.
     constant = log_prior - tf.reduce_sum(tf.math.softplus(logits), axis=-1).numpy()
     for i in range(0, len(images), 20):
-        yield images[i : i + 20] @ logits.T + constant
+        some = images[i : i + 20]
+        yield some.reshape(len(some), -1) @ logits.T + constant
 
 
 def log_likelihoods(decoder: Any, images: np.ndarray, grid: Grid) -> np.ndarray:
@@ -115,7 +117,7 @@ class Density(NamedTuple):
 
 
 def posterior_densities(vaes: Mapping[str, Any], image: np.ndarray, size: int = 120) -> dict[str, Density]:
-    """Returns the true posterior of one image, `[pixels]`, under each VAE, and q(z|x) beside it.
+    """Returns the true posterior of one image, `[...]`, under each VAE, and q(z|x) beside it.
 
     Each VAE's window shows all of both; all windows are of one width.
 

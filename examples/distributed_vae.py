@@ -25,6 +25,7 @@ from typing import Any
 import _checkpoints
 import _common
 import _images
+import _training
 import _vae
 import _vae_settings
 import keras
@@ -33,6 +34,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tqdm
+from _likelihoods import bernoulli
 from absl import app, flags, logging
 
 tfd = tfp.distributions
@@ -41,18 +43,9 @@ tfd = tfp.distributions
 # One machine: fit ----------------------------------------------------------------------------------------------------
 
 
-def mirrored_strategy() -> tf.distribute.Strategy:
-    """Returns the strategy for all GPUs, or else for a CPU that is split into two devices."""
-    if tf.config.list_physical_devices('GPU'):
-        return tf.distribute.MirroredStrategy()
-    (cpu,) = tf.config.list_physical_devices('CPU')
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    return tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
-
-
 def train_mirrored(settings: _vae_settings.Settings, output_dir: pathlib.Path) -> dict[str, Any]:
     """Trains with `fit` on several devices, and returns the figures of the model."""
-    strategy = mirrored_strategy()
+    strategy = _training.mirrored_strategy()
     print(f'{strategy.num_replicas_in_sync} devices.')
     keras.utils.set_random_seed(settings.seed)
     data = _images.load_data(settings.data)
@@ -135,7 +128,7 @@ class Training:
         z = q.bijector.forward(z_0)
         log_q = q.distribution.log_prob(z_0) - q.bijector.forward_log_det_jacobian(z_0, event_ndims=1)
         log_prior = tfd.Sample(tfd.Normal(0.0, 1.0), self.settings.latent_size).log_prob(z)
-        return _vae.reconstruction(images, decoder(z)) + log_q - log_prior
+        return bernoulli(images, decoder(z)) + log_q - log_prior
 
     def same_everywhere(self, value: int) -> bool:
         """Whether all workers call this with the same number. It waits for all of them."""

@@ -21,6 +21,7 @@ import _vae_results
 import _vae_settings
 import keras
 import tensorflow as tf
+from _likelihoods import bernoulli
 from absl import app, flags, logging
 
 import tfp_iaf.keras
@@ -60,7 +61,7 @@ def make_vae(settings: _vae_settings.Settings, image_shape: Sequence[int], jit_c
         name='decoder',
     )
     model = keras.Model(images, decoder(z))
-    model.compile(keras.optimizers.Adam(settings.learning_rate), loss=_vae.reconstruction, jit_compile=jit_compile)
+    model.compile(keras.optimizers.Adam(settings.learning_rate), loss=bernoulli, jit_compile=jit_compile)
     model.optimizer.build(model.trainable_variables)  # so that checkpoints have its variables from the start
     return model
 

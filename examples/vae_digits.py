@@ -17,6 +17,7 @@ import _common
 import _plots
 import _quadrature
 import _records
+import _sampling
 import keras
 import numpy as np
 import sklearn
@@ -24,14 +25,13 @@ import sklearn.datasets
 import sklearn.model_selection
 import tensorflow as tf
 import tensorflow_probability as tfp
+from _sampling import POSTERIORS, Flow
 from absl import app, flags
 
 import tfp_iaf
-import tfp_iaf.keras
 
 tfd = tfp.distributions
 
-POSTERIORS = {'diagonal': '#777777', 'full covariance': '#0072B2', 'IAF': '#D55E00'}  # with their colours in plots
 NUM_PIXELS = 64
 
 
@@ -78,31 +78,6 @@ def training_batches(intensities: np.ndarray, settings: Settings) -> tf.data.Dat
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
-class FullCovarianceSampling(keras.layers.Layer):
-    """Samples a Gaussian of any covariance, given a mean, log-variances, and D * D numbers for the lower triangle."""
-
-    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._seed_generator = keras.random.SeedGenerator(seed)
-
-    def call(self, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns a sample for each row, and its log-density."""
-        mean, log_var, _ = inputs
-        noise = keras.random.normal(tf.shape(mean), seed=self._seed_generator)
-        z = mean + tf.linalg.matvec(self._scale(*inputs), noise)
-        # By change of variables: the noise is known, so that no linear system need be solved.
-        return z, tf.reduce_sum(tfd.Normal(0.0, 1.0).log_prob(noise) - 0.5 * log_var, axis=-1)
-
-    def posterior(self, mean: tf.Tensor, log_var: tf.Tensor, lower: tf.Tensor) -> tfp.distributions.Distribution:
-        """Returns the distribution."""
-        return tfd.MultivariateNormalTriL(mean, self._scale(mean, log_var, lower))
-
-    def _scale(self, mean: tf.Tensor, log_var: tf.Tensor, lower: tf.Tensor) -> tf.Tensor:
-        size = mean.shape[-1]
-        lower = tf.linalg.band_part(tf.reshape(lower, [-1, size, size]), -1, 0)
-        return tf.linalg.set_diag(lower, tf.exp(0.5 * log_var))
-
-
 class VAE(keras.Model):
     """A VAE with Bernoulli pixels. `sampling(encoder(x))` is `z, log_q`; `sampling.posterior(*encoder(x))` is q(z|x).
 
@@ -146,15 +121,11 @@ def make_vae(settings: Settings) -> VAE:
     images = hidden = keras.Input([NUM_PIXELS])
     for units in settings.hidden_units:
         hidden = keras.layers.Dense(units, activation='elu')(hidden)
-    inputs = [keras.layers.Dense(size, name='mean')(hidden), keras.layers.Dense(size, name='log_var')(hidden)]
-    if settings.posterior == 'diagonal':
-        sampling = tfp_iaf.keras.IAFSampling(num_flows=0)
-    elif settings.posterior == 'full covariance':
-        inputs.append(keras.layers.Dense(size * size, name='lower')(hidden))
-        sampling = FullCovarianceSampling()
-    else:
-        inputs.append(keras.layers.Dense(settings.context_size, activation='elu', name='context')(hidden))
-        sampling = tfp_iaf.keras.IAFSampling(settings.num_flows, settings.flow_hidden_units)
+    flow = None
+    if settings.posterior == 'IAF':
+        flow = Flow(settings.num_flows, settings.flow_hidden_units, context_size=settings.context_size)
+    inputs = _sampling.posterior_inputs(hidden, settings.posterior, size, flow)
+    sampling = _sampling.make_sampling(settings.posterior, flow)
     sampling(inputs)  # built: its variables are made
     layers = [keras.layers.Dense(units, activation='elu') for units in settings.hidden_units]
     decoder = keras.Sequential([keras.Input([size]), *layers, keras.layers.Dense(NUM_PIXELS)])

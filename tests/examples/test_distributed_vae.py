@@ -14,6 +14,7 @@ import time
 import _checkpoints
 import _common
 import _images
+import _training
 import _vae
 import distributed_vae
 import keras
@@ -55,7 +56,7 @@ def two_steps(tf_config):
         training, worker = one_device(SMALL), 0
     elif tf_config == 'mirrored':
         training, worker = (
-            distributed_vae.Training(distributed_vae.mirrored_strategy(), SMALL, _images.load_data('')),
+            distributed_vae.Training(_training.mirrored_strategy(), SMALL, _images.load_data('')),
             0,
         )
     else:
@@ -105,7 +106,7 @@ def fit_without_noise(strategy_name):
     """How an epoch of `fit` changes the weights, if the posterior is too narrow for its noise to count."""
     keras.utils.set_random_seed(0)
     is_mirrored = strategy_name == 'mirrored'
-    strategy = distributed_vae.mirrored_strategy() if is_mirrored else tf.distribute.get_strategy()
+    strategy = _training.mirrored_strategy() if is_mirrored else tf.distribute.get_strategy()
     with strategy.scope():
         inputs = keras.Input([3])
         z_log_var = keras.layers.Dense(3, kernel_initializer='zeros', bias_initializer=keras.initializers.Constant(-40))

@@ -142,31 +142,6 @@ def test_training_pixels_are_drawn_with_their_intensities():
     np.testing.assert_allclose(pixels.mean(axis=0), intensities[0], atol=0.04)
 
 
-@pytest.mark.parametrize('size', [1, 2, 10])
-class TestFullCovarianceSampling:
-    def inputs(self, size, batch=4):
-        rng = np.random.default_rng(size)
-        return [rng.normal(size=[batch, n]).astype(np.float32) for n in (size, size, size * size)]
-
-    def test_log_density_is_that_of_tfp(self, size):
-        mean, log_var, lower = self.inputs(size)
-        z, log_q = vae_digits.FullCovarianceSampling()([mean, log_var, lower])
-        scale = np.tril(lower.reshape(-1, size, size), -1) + np.exp(0.5 * log_var)[:, :, None] * np.eye(size)
-        reference = tfd.MultivariateNormalTriL(mean, scale.astype(np.float32))
-        np.testing.assert_allclose(log_q, reference.log_prob(z), rtol=1e-4, atol=1e-3)
-        posterior = vae_digits.FullCovarianceSampling().posterior(mean, log_var, lower)
-        np.testing.assert_allclose(posterior.log_prob(z), reference.log_prob(z), rtol=1e-4, atol=1e-3)
-
-    def test_samples_have_its_moments(self, size):
-        layer = vae_digits.FullCovarianceSampling(seed=0)
-        rows = [np.repeat(value, 40000, axis=0) for value in self.inputs(size, batch=1)]
-        z = layer(rows)[0].numpy()
-        posterior = layer.posterior(*self.inputs(size, batch=1))
-        scale = np.sqrt(posterior.variance().numpy().max())
-        np.testing.assert_allclose(z.mean(axis=0), posterior.mean()[0], atol=0.03 * scale)
-        np.testing.assert_allclose(np.atleast_2d(np.cov(z.T)), posterior.covariance()[0], atol=0.05 * scale**2)
-
-
 class TestQuadrature:
     def test_linear_gaussian_model(self):
         # z ~ N(0, I), x|z ~ N(A z, s^2 I): x ~ N(0, A A^T + s^2 I).

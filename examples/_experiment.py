@@ -1,0 +1,72 @@
+"""The frame of the scripts that train VAEs of images with several posteriors, and compare them."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import _common
+import _evaluation
+import _image_report
+import _image_settings
+import _image_vae
+from _datasets import Split
+from _image_settings import Evaluation
+from absl import app, flags, logging
+
+
+def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
+    """Trains and evaluates the VAEs that the command line says, and reports on them; what is finished is not repeated.
+
+    Args:
+        argv: The command line's arguments that are no flags.
+        load: Gives the images: a function of a module, or a `functools.partial` of one.
+        **fixed: Fields of `Settings` that the shared flags do not say.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    started = time.perf_counter()
+    logging.set_verbosity(logging.WARNING)  # TensorFlow has notes on every checkpoint
+    options = flags.FLAGS
+    try:
+        data = load()
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    runs = _image_settings.runs_from_flags(data=data.fingerprint, **fixed)
+    # A device that is split is one of this process, as are the GPUs.
+    jobs = options.jobs if options.strategy == 'none' else 1
+    output_dir = pathlib.Path(options.output_dir)
+    directory, evaluated_directory = output_dir / 'runs', output_dir / 'evaluations'
+    if options.fresh:
+        for settings in runs:
+            shutil.rmtree(directory / settings.name, ignore_errors=True)
+    counts = ', '.join(f'{len(images)} {part}' for part, images in data._asdict().items())
+    print(f'{len(runs)} VAEs, {jobs} at a time. Images: {counts}.')
+    trained = _common.run_cached(
+        functools.partial(_image_vae.train, load, options.tensorboard),
+        runs,
+        directory,
+        jobs,
+        options.fresh,
+        _image_report.describe_training,
+    )
+    evaluations = [Evaluation(settings, options.nll_samples, options.nll_images) for settings in runs]
+    evaluated = _common.run_cached(
+        functools.partial(_evaluation.evaluate, load, directory),
+        evaluations,
+        evaluated_directory,
+        jobs,
+        options.fresh,
+        _image_report.describe_evaluation,
+    )
+    groups = _image_report.group(trained, evaluated, evaluated_directory)
+    rows = _image_report.aggregate(groups)
+    print(_image_report.report(groups, rows))
+    _image_report.write(groups, rows, output_dir / 'results.json')
+    _image_report.plot(groups, data, directory, output_dir)
+    print(f'\nWrote results.json and plots to {output_dir} in {time.perf_counter() - started:.0f} s.')

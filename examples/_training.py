@@ -1,0 +1,81 @@
+"""Training by `fit` that goes on where it was killed, and strategies for several devices of a machine."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import _checkpoints
+import _common
+import _images
+import tensorflow as tf
+import tqdm
+import tqdm.keras
+
+import tfp_iaf.keras
+
+
+@functools.cache
+def mirrored_strategy() -> tf.distribute.Strategy:
+    """Returns the strategy for all GPUs, or else for a CPU that is split into two devices."""
+    if tf.config.list_physical_devices('GPU'):
+        return tf.distribute.MirroredStrategy()
+    (cpu,) = tf.config.list_physical_devices('CPU')
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    return tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+
+
+def fit(
+    model: Any,
+    name: str,
+    directory: pathlib.Path,
+    batches: Callable[[range], tf.data.Dataset],
+    steps_per_epoch: int,
+    epochs: int,
+    warm_up_steps: int,
+    *,
+    validation: tf.data.Dataset | None = None,
+    callbacks: Sequence[Any] = (),
+) -> _common.TrainingWatch:
+    """Trains a VAE, or goes on from the newest checkpoint; returns what was watched.
+
+    Args:
+        model: The VAE, with an `IAFSampling` layer and an optimizer that is built.
+        name: Of the run, for messages.
+        directory: Where checkpoints are kept.
+        batches: Gives the images of a range of epochs.
+        steps_per_epoch: Number of batches of an epoch.
+        epochs: Number of epochs in all.
+        warm_up_steps: Steps over which the KL's weight grows. Or else the decoder would learn to do without z, before z
+            says anything.
+        validation: Images to watch training with.
+        callbacks: What else is called, before a checkpoint is written.
+    """
+    backup = _checkpoints.Backup(model, directory)
+    epochs_done = backup.restore()
+    if epochs_done:
+        tqdm.tqdm.write(f'{name}: goes on after {epochs_done} of {epochs} epochs.')
+    watch = _common.TrainingWatch(name, steps_per_epoch)
+    bar = tqdm.keras.TqdmCallback(verbose=0, **_common.inner_bar())
+    model.fit(
+        batches(range(epochs_done, epochs)).map(_images.with_itself),
+        epochs=epochs,
+        initial_epoch=epochs_done,
+        steps_per_epoch=steps_per_epoch,
+        validation_data=None if validation is None else validation.map(_images.with_itself),
+        # The watch goes before the backup: no state is kept after a loss that is not finite.
+        callbacks=[watch, *callbacks, backup, tfp_iaf.keras.KLWarmup(warm_up_steps), bar],
+        shuffle=False,
+        verbose=0,
+    )
+    return watch
+
+
+def read_curves(path: pathlib.Path) -> dict[str, list[float]]:
+    """Returns what `CSVLogger` wrote at the end of each epoch; of one that was repeated when it went on, the last."""
+    with path.open(encoding='utf-8', newline='') as file:
+        epochs = {int(row['epoch']): row for row in csv.DictReader(file)}
+    return {key: [float(epochs[epoch][key]) for epoch in sorted(epochs)] for key in next(iter(epochs.values()))}

@@ -1,0 +1,83 @@
+"""Estimates by samples, where the answer is known."""
+
+import _estimates
+import _image_vae
+import _likelihoods
+import _vae
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.examples.image_data import small_settings
+from tfp_iaf.keras import IAFSampling
+
+
+def linear_vae():
+    """A VAE of images of two pixels: q(z|x) = N((x_1, 0), diag(1, 4)), and p(x|z) = 1/4 for every x."""
+    images = keras.Input([1, 2, 1])
+    pixels = keras.layers.Flatten()(images)
+    mean = keras.layers.Dense(2, name='z_mean')(pixels)
+    log_var = keras.layers.Dense(2, kernel_initializer='zeros', name='z_log_var')(pixels)
+    z, _ = IAFSampling(0, seed=0, name='sampling')([mean, log_var])
+    layers = [keras.layers.Dense(2, kernel_initializer='zeros'), keras.layers.Reshape([1, 2, 1])]
+    decoder = keras.Sequential([keras.Input([2]), *layers], name='decoder')
+    model = keras.Model(images, decoder(z))
+    model.get_layer('z_mean').set_weights([np.array([[1.0, 0.0], [0.0, 0.0]]), np.zeros(2)])
+    model.get_layer('z_log_var').set_weights([np.zeros([2, 2]), np.log([1.0, 4.0])])
+    return model
+
+
+@pytest.mark.parametrize('rows', [7, 64, 1000])
+def test_a_posterior_that_is_known(rows, monkeypatch):
+    monkeypatch.setattr(_estimates, '_ROWS', rows)
+    images = np.random.default_rng(0).integers(0, 2, [60, 1, 2, 1]).astype(np.float32)
+    estimates = _estimates.estimate(_vae.parts(linear_vae()), _likelihoods.bernoulli, images, 50)
+    kl = 0.5 * (images[:, 0, 0, 0] ** 2 + 1 + 4 - 2 - np.log(4))
+    np.testing.assert_allclose(estimates.reconstruction, 2 * np.log(2) * np.ones(60), rtol=1e-5)
+    np.testing.assert_allclose(estimates.kl, kl, atol=1.5)
+    assert estimates.kl.mean() == pytest.approx(kl.mean(), abs=0.15)
+    assert estimates.neg_elbo == pytest.approx(estimates.reconstruction + estimates.kl)
+    # The weights average to p(x), in whatever pieces.
+    assert np.exp(-estimates.nll).mean() == pytest.approx(1 / 4, rel=0.1)
+    # The first unit's mean is a pixel, the second one's is the same for all images.
+    variance = images[:, 0, 0, 0].var()
+    assert estimates.activity == pytest.approx([variance, 0], abs=0.1)
+
+
+def test_weights_that_are_constant_give_the_likelihood_itself(monkeypatch):
+    model = linear_vae()
+    model.get_layer('z_mean').set_weights([np.zeros([2, 2]), np.zeros(2)])
+    model.get_layer('z_log_var').set_weights([np.zeros([2, 2]), np.zeros(2)])
+    monkeypatch.setattr(_estimates, '_ROWS', 8)
+    images = np.zeros([3, 1, 2, 1], np.float32)
+    estimates = _estimates.estimate(_vae.parts(model), _likelihoods.bernoulli, images, 21)
+    np.testing.assert_allclose(estimates.nll, 2 * np.log(2) * np.ones(3), rtol=1e-5)
+
+
+def test_no_more_rows_at_once_than_it_says(monkeypatch):
+    monkeypatch.setattr(_estimates, '_ROWS', 12)
+    seen = []
+
+    def neg_log_prob(images, outputs):
+        seen.append(tf.shape(outputs)[0] * tf.shape(outputs)[1])
+        return _likelihoods.bernoulli(images, outputs)
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        _estimates.estimate(_vae.parts(linear_vae()), neg_log_prob, np.zeros([5, 1, 2, 1], np.float32), 30)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert max(map(int, seen)) == 12 and sum(map(int, seen)) == 5 * 30
+
+
+@pytest.mark.parametrize('posterior', ['diagonal', 'full covariance', 'IAF'])
+def test_seeds_and_pieces(posterior):
+    """Every image has noise of its own, and another seed has another."""
+    model = _image_vae.make_vae(small_settings(posterior), [8, 8, 1])
+    images = np.zeros([6, 8, 8, 1], np.float32)
+    first, again, other = (
+        _estimates.estimate(_vae.parts(model), _likelihoods.bernoulli, images, 4, seed=seed) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.means, again.means)
+    assert len(np.unique([first.means, other.means])) == first.means.size * 2
