@@ -68,7 +68,7 @@ def make_sampling(
     if flow is None:
         raise ValueError(f'flow: got None, expected a Flow for the posterior {posterior!r}.')
     transform = flow.transform if flow.gate_start is None else tfp_iaf.transforms.Gated(flow.gate_start)
-    return tfp_iaf.keras.IAFSampling(flow.num_flows, flow.hidden_units, transform, **options)
+    return tfp_iaf.keras.IAFSampling(flow.num_flows, flow.hidden_units, transform=transform, **options)
 
 
 def posterior_inputs(hidden: Any, posterior: str, latent_size: int, flow: Flow | None) -> list[Any]:

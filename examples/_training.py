@@ -75,7 +75,11 @@ def fit(
 
 
 def read_curves(path: pathlib.Path) -> dict[str, list[float]]:
-    """Returns what `CSVLogger` wrote at the end of each epoch; of one that was repeated when it went on, the last."""
+    """Returns what `CSVLogger` wrote at the end of each epoch; of one that was repeated when it went on, the last.
+
+    The KL comes without the name of its layer, `sampling`, as `kl` and `val_kl`.
+    """
     with path.open(encoding='utf-8', newline='') as file:
-        epochs = {int(row['epoch']): row for row in csv.DictReader(file)}
+        rows = [{key.replace('sampling_', ''): value for key, value in row.items()} for row in csv.DictReader(file)]
+    epochs = {int(row['epoch']): row for row in rows}
     return {key: [float(epochs[epoch][key]) for epoch in sorted(epochs)] for key in next(iter(epochs.values()))}

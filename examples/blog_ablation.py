@@ -72,8 +72,10 @@ class PenalisedVAE(vae_digits.VAE):
 
 def make_vae(settings: Settings) -> vae_digits.VAE:
     """Makes a VAE; with a flow as that of the post, or, by `vae_digits.make_vae`, without one or with `tfp_iaf`'s."""
-    if settings.posterior in ('diagonal', 'tfp_iaf'):
+    if settings.posterior == 'diagonal':
         return vae_digits.make_vae(settings)
+    if settings.posterior == 'tfp_iaf':
+        return vae_digits.make_vae(dataclasses.replace(settings, posterior='IAF'))
     mistakes = settings.mistakes
     images = hidden = keras.Input([vae_digits.NUM_PIXELS])
     for units in settings.hidden_units:

@@ -5,6 +5,6 @@ import _training
 
 def test_of_an_epoch_that_was_repeated_the_last_row_counts(tmp_path):
     path = tmp_path / 'curves.csv'
-    path.write_text('epoch,cpu_seconds,loss\n0,1.5,9.0\n1,1.0,8.0\n1,2.0,8.0\n2,1.0,7.5\n')
+    path.write_text('epoch,cpu_seconds,val_sampling_kl\n0,1.5,9.0\n1,1.0,8.0\n1,2.0,8.0\n2,1.0,7.5\n')
     curves = _training.read_curves(path)
-    assert curves == {'epoch': [0, 1, 2], 'cpu_seconds': [1.5, 2.0, 1.0], 'loss': [9.0, 8.0, 7.5]}
+    assert curves == {'epoch': [0, 1, 2], 'cpu_seconds': [1.5, 2.0, 1.0], 'val_kl': [9.0, 8.0, 7.5]}
