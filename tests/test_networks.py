@@ -336,8 +336,15 @@ def test_network_can_be_made_inside_a_function():
         ({'params': 0}, ValueError, ['params', '0', 'at least 1']),
         ({'activation': 'elou'}, ValueError, ['activation', "'elou'", 'callable', "'elu'", "'relu'"]),
         ({'activation': None}, TypeError, ['activation', 'None', 'callable', "'elu'"]),
-        ({'activation': tf.nn.softmax}, ValueError, ['activation', 'softmax', 'every unit alone']),
-        ({'activation': keras.layers.PReLU()}, TypeError, ['activation', 'PReLU', 'variables', 'tf.nn.elu']),
+        pytest.param(
+            {'activation': tf.nn.softmax}, ValueError, ['activation', 'softmax', 'every unit alone'], id='softmax'
+        ),
+        pytest.param(
+            {'activation': keras.layers.PReLU()},
+            TypeError,
+            ['activation', 'PReLU', 'variables', 'tf.nn.elu'],
+            id='layer',
+        ),
         ({'order': [0, 1, 1]}, ValueError, ['order', '[0, 1, 1]', 'permutation of range(3)']),
         ({'order': 'reversed'}, ValueError, ['order', "'reversed'", "'right-to-left'"]),
         ({'seed': -1}, ValueError, ['seed', '-1', 'non-negative int or None']),
