@@ -12,6 +12,10 @@ import tensorflow as tf
 from tests import flows
 from tfp_iaf import blocks
 
+# Or else the first of several processes takes all of a GPU's memory.
+for gpu in tf.config.list_physical_devices('GPU'):
+    tf.config.experimental.set_memory_growth(gpu, True)
+
 # Tight float32 tolerances would not hold on a GPU that rounds the inputs of its matrix products to 10 bits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
