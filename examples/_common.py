@@ -99,9 +99,10 @@ def run_cached(
 def run_all(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[tuple[Item, Result]]:
     """Yields each item with its result, in the order in which they end; with several jobs, from worker processes.
 
-    An error in one of them, or Ctrl-C, ends all.
+    An error in one of them, or Ctrl-C, ends all. One item alone is computed in a worker, too: with another number of
+    threads some operations add up in another order.
     """
-    if jobs == 1 or len(items) < 2:
+    if jobs == 1:
         for item in items:
             yield item, function(item)
         return
@@ -152,6 +153,11 @@ def inner_bar() -> dict[str, Any]:
     return {'position': identity[0] if identity else 1, 'leave': False, 'dynamic_ncols': True}
 
 
+def ms_per_step(seconds: Sequence[float], steps_per_epoch: int) -> float:
+    """Returns the median over epochs, without the first, in which TensorFlow compiles, if there are others."""
+    return float(1e3 * np.median(seconds[1:] or seconds) / steps_per_epoch)
+
+
 class TrainingWatch(keras.callbacks.Callback):
     """Times the training part of every epoch, and stops a run whose loss is not finite.
 
@@ -172,8 +178,8 @@ class TrainingWatch(keras.callbacks.Callback):
 
     @property
     def ms_per_step(self) -> float:
-        """The median over epochs, without the first, in which TensorFlow compiles, if there are others."""
-        return float(1e3 * np.median(self._seconds[1:] or self._seconds) / self._steps_per_epoch)
+        """Of the epochs that were trained; 0 if none was left."""
+        return ms_per_step(self._seconds, self._steps_per_epoch) if self._seconds else 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps_done = epoch * self._steps_per_epoch

@@ -62,7 +62,7 @@ class Evaluation:
         return f'{self.run.name}-{_records.digest(self)}'
 
 
-def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow) -> None:
+def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow, nll_images: int) -> None:
     """Defines the flags that the scripts share, with the defaults that differ.
 
     They are called in a function, since worker processes and tests import the scripts too.
@@ -82,7 +82,7 @@ def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow) 
     flags.DEFINE_float('gate_start', flow.gate_start, 'The gate starts at its sigmoid; of the gated transform.')
     flags.DEFINE_integer('context_size', flow.context_size, 'Size of the context of the flow.', lower_bound=1)
     flags.DEFINE_integer('nll_samples', 1000, 'Importance samples per test image.', lower_bound=1)
-    flags.DEFINE_integer('nll_images', 10000, 'Number of test images for the NLL, at most.', lower_bound=1)
+    flags.DEFINE_integer('nll_images', nll_images, 'Number of test images for the NLL, at most.', lower_bound=1)
     flags.DEFINE_enum('strategy', 'none', ['none', 'mirrored'], 'mirrored: on all GPUs, or a CPU split in two.')
     flags.DEFINE_bool('tensorboard', False, 'Write logs for TensorBoard, in output_dir/runs/*/tensorboard.')
     flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)

@@ -89,7 +89,7 @@ def train(load: Callable[[], Split], tensorboard: bool, directory: pathlib.Path,
     callbacks = [_averaging.AveragedWeights(statistics), keras.callbacks.CSVLogger(own / 'curves.csv', append=True)]
     if tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(own / 'tensorboard', write_graph=False))
-    watch = _training.fit(
+    _training.fit(
         model,
         settings.name,
         own,
@@ -108,7 +108,7 @@ def train(load: Callable[[], Split], tensorboard: bool, directory: pathlib.Path,
     curves = _training.read_curves(own / 'curves.csv')
     return {
         'parameters': model.count_params(),
-        'ms_per_step': watch.ms_per_step,
+        'ms_per_step': _common.ms_per_step(curves['seconds'], steps),
         'cpu_seconds': math.fsum(curves['cpu_seconds']),
         'seconds': math.fsum(curves['seconds']),
         'curves': curves,

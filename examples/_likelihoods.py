@@ -25,13 +25,14 @@ def discretized_logistic(images: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     $$P(k) = \sigma\left(\frac{k + ½ - \mu}{s}\right) - \sigma\left(\frac{k - ½ - \mu}{s}\right), \quad
       0 < k < 255$$
 
-    The first and the last intensity have the tails. With b and a the two arguments, it is
+    with $\mu = 127.5\,(1 + \mathrm{mean})$ and $s = 127.5\, e^{\mathrm{log\ scale}}$. The first and the last intensity
+    have the tails. With b and a the two arguments, it is
     $\sigma(b)\, \sigma(-a)\, (1 - e^{a - b})$, of which no factor is a difference of numbers that are nearly equal.
 
     Args:
         images: Intensities k / 255, `[..., height, width, channels]`.
-        outputs: $\mu$ and $\log s$ of each channel, both in units in which the intensities go from -1 to 1, `[...,
-            height, width, 2 * channels]`.
+        outputs: Mean and log-scale of each channel, in units in which the intensities go from -1 to 1, `[..., height,
+            width, 2 * channels]`.
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", Section 6.

@@ -2,8 +2,9 @@
 
 `python energies.py` fits, by variational inference, a diagonal Gaussian and flows of 1, 2, 4 and 8 steps with gated,
 affine and spline transforms to four densities known up to a constant, with several seeds, and with the same training
-for all. It prints a table, and writes `results.json` and plots. The constant is known by quadrature, and so
-KL(q || p) = log Z - ELBO is known too. Finished runs are kept: after an interruption the same command goes on.
+for all. (Orders alternate, but for splines, of which one order was found to be better.) It prints a table, and writes
+`results.json` and plots. The constant is known by quadrature, and so KL(q || p) = log Z - ELBO is known too. Finished
+runs are kept: after an interruption the same command goes on.
 
 Three of the paper's energies have no end along one axis; `_energies` says how they are closed.
 

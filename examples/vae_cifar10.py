@@ -24,7 +24,7 @@ def define_flags() -> None:
         'likelihood', 'discretized_logistic', ['discretized_logistic', 'cross_entropy'], 'Of pixels, given z.'
     )
     flow = Flow(hidden_units=(1280, 1280), context_size=128)
-    _image_settings.define_flags('results/vae_cifar10', epochs=40, latent_size=128, flow=flow)
+    _image_settings.define_flags('results/vae_cifar10', epochs=40, latent_size=128, flow=flow, nll_images=1000)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         'binarization', 'dynamic', ['dynamic', 'threshold'], 'Pixels drawn anew in every epoch, or rounded.'
     )
-    _image_settings.define_flags('results/vae_mnist', epochs=120, latent_size=32, flow=Flow())
+    _image_settings.define_flags('results/vae_mnist', epochs=120, latent_size=32, flow=Flow(), nll_images=10000)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -51,8 +51,9 @@ class Gated(Transform):
     $$y = g x + (1 - g) m, \quad g = \sigma(s), \quad \log \frac{dy}{dx} = \log \sigma(s), \quad
       x = (y - (1 - g) m)\, e^{\mathrm{softplus}(-s)}$$
 
-    with `m` the first parameter and `s` the second one plus `gate_bias`. The derivative lies in (0, 1): a chain of
-    gated steps narrows a density but never widens it. Where scales must grow, as in a funnel, choose `Affine`.
+    with `m` the first parameter and `s` the second one plus `gate_bias`. The derivative lies in (0, 1): given
+    the entries before it, a gated step narrows each entry and never widens it. Where scales must grow, as in a funnel,
+    choose `Affine`.
 
     Args:
         gate_bias: Added to the second parameter, so that the gate starts at sigmoid(gate_bias), near 1.

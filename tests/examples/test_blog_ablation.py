@@ -111,7 +111,7 @@ class TestDegrees:
         assert 3 < np.mean(useful) < 12
         assert {layers[0].max() for layers in drawn} == {self.SIZE}
         assert min(layer.min() for layers in drawn for layer in layers[1:-1]) == 1
-        assert max(layer.max() for layers in drawn for layer in layers[1:-1]) == 63
+        assert max(layer.max() for layers in drawn for layer in layers[1:-1]) == 62
         assert all(layers[2].min() >= layers[1].min() for layers in drawn)
         assert np.mean([_blog_flow.pairs_without_path(layers) for layers in drawn]) > 3
 

@@ -1,5 +1,6 @@
-"""The curves of a training."""
+"""The curves of a training, and its time."""
 
+import _common
 import _training
 
 
@@ -8,3 +9,10 @@ def test_of_an_epoch_that_was_repeated_the_last_row_counts(tmp_path):
     path.write_text('epoch,cpu_seconds,val_sampling_kl\n0,1.5,9.0\n1,1.0,8.0\n1,2.0,8.0\n2,1.0,7.5\n')
     curves = _training.read_curves(path)
     assert curves == {'epoch': [0, 1, 2], 'cpu_seconds': [1.5, 2.0, 1.0], 'val_kl': [9.0, 8.0, 7.5]}
+
+
+def test_time_of_a_training_of_which_nothing_was_left():
+    """As when it was killed after its last epoch: a number, which JSON can hold."""
+    assert _common.TrainingWatch('name', 10).ms_per_step == 0
+    assert _common.ms_per_step([9.0, 1.0, 3.0], 10) == 200
+    assert _common.ms_per_step([9.0], 10) == 900
