@@ -153,9 +153,9 @@ def inner_bar() -> dict[str, Any]:
     return {'position': identity[0] if identity else 1, 'leave': False, 'dynamic_ncols': True}
 
 
-def ms_per_step(seconds: Sequence[float], steps_per_epoch: int) -> float:
-    """Returns the median over epochs, without the first, in which TensorFlow compiles, if there are others."""
-    return float(1e3 * np.median(seconds[1:] or seconds) / steps_per_epoch)
+def ms_per_step(seconds: Sequence[float], steps: int) -> float:
+    """Returns the median over epochs, or calls, of so many steps: without the first, in which TensorFlow compiles."""
+    return float(1e3 * np.median(seconds[1:] or seconds) / steps)
 
 
 class TrainingWatch(keras.callbacks.Callback):

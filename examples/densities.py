@@ -202,8 +202,7 @@ def fit(flow: Any, settings: Settings) -> dict[str, Any]:
                 f'{settings.name}: the loss became {losses[bad]} at step {done + bad}. Lower the learning rate.'
             )
         curve.append(float(losses.mean()))
-    # The first call compiles.
-    return {'curve': curve, 'ms_per_step': float(1e3 * np.median(seconds[1:] or seconds) / STEPS_PER_CALL)}
+    return {'curve': curve, 'ms_per_step': _common.ms_per_step(seconds, STEPS_PER_CALL)}
 
 
 def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
