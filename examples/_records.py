@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -32,3 +33,13 @@ def digest(settings: Any, *others: ModuleType) -> str:
 def used_flags() -> dict[str, Any]:
     """Returns the values of the script's own flags."""
     return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+
+
+def of_runs(results: Mapping[Any, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns for every run its settings, a dataclass, and its figures."""
+    return [{**dataclasses.asdict(run), **figures} for run, figures in results.items()]
+
+
+def without_lists(results: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Returns the runs' figures but those that are lists, such as learning curves."""
+    return {run: {k: v for k, v in figures.items() if not isinstance(v, list)} for run, figures in results.items()}

@@ -24,6 +24,7 @@ import _common
 import _plots
 import _quadrature
 import _records
+import _script
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -293,55 +294,45 @@ QUICK = {
 
 
 def define_flags() -> None:
-    """Defines the command line; in a function, since worker processes and tests import this module too."""
+    """Defines the command line."""
     flags.DEFINE_integer('seeds', 5, 'Number of seeds, from 0.', lower_bound=1)
     flags.DEFINE_integer('steps', 6000, 'Training steps of a run: a multiple of 100, or less than 100.', lower_bound=1)
     flags.DEFINE_list('latent_sizes', ['2', '10'], 'Numbers of latent dimensions, two or more.')
     flags.DEFINE_integer('evaluation_samples', 1000, 'Samples of z per test image.', lower_bound=1)
     flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for D = 2.', lower_bound=2)
     flags.DEFINE_bool('alone', True, 'Whether to put each mistake alone into the mended flow too.')
-    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
-    flags.DEFINE_string('output_dir', 'results/blog_ablation', 'Where results, plots and finished runs are written.')
-    flags.DEFINE_bool('fresh', False, 'Train anew what output_dir already has.')
-    flags.DEFINE_bool('quick', False, f'A try of a minute: {QUICK}, where not given.')
+    _script.define_flags('results/blog_ablation', QUICK)
     check = flags.register_validator
     check('steps', lambda steps: steps < 100 or steps % 100 == 0, 'expected a multiple of 100, or less than 100')
     check('latent_sizes', lambda sizes: all(s.isdecimal() and int(s) > 1 for s in sizes), 'expected such as 2,10')
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    started = time.perf_counter()
+def plan() -> list[Settings]:
+    """Returns the runs that the flags describe.
+
+    The first table comes first, and a seed after the other: what an interrupted run leaves is whole for some seeds.
+    """
     options = flags.FLAGS
-    for name, value in QUICK.items() if options.quick else ():
-        options.set_default(name, value)
     same = {name: options[name].value for name in ('steps', 'evaluation_samples', 'grid_size')}
-    # The first table first, and a seed after the other: what an interrupted run leaves is whole for some seeds.
-    tables = [MENDED, ALONE] if options.alone else [MENDED]
-    runs = [
+    return [
         Settings(label, size, seed, mistakes=mistakes, **same)
-        for table in tables
+        for table in ([MENDED, ALONE] if options.alone else [MENDED])
         for seed, size in itertools.product(range(options.seeds), map(int, options.latent_sizes))
         for label, mistakes in table.items()
     ]
-    output_dir = pathlib.Path(options.output_dir)
-    print(f'{len(runs)} VAEs, {options.jobs} at a time, {options.steps} steps each.')
-    results = _common.run_cached(train, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
+
+
+def conclude(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> dict[str, Any]:
+    """Prints the tables, draws the plots, and returns what is written down."""
     rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
-    print(report(rows, options.seeds))
+    print(report(rows, flags.FLAGS.seeds))
     plot(results, rows, output_dir)
-    numbers = [{k: v for k, v in figures.items() if not isinstance(v, list)} for figures in results.values()]
-    records = [{**dataclasses.asdict(run), **figures} for run, figures in zip(results, numbers, strict=True)]
-    record = {
-        'flags': _records.used_flags(),
-        'versions': _records.versions(sklearn),
-        'aggregated': rows,
-        'runs': records,
-    }
-    _common.write_json(output_dir / 'results.json', record)
-    print(f'\nWrote results.json and plots to {output_dir} in {time.perf_counter() - started:.0f} s.')
+    return {'aggregated': rows, 'runs': _records.of_runs(_records.without_lists(results))}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment that the flags describe."""
+    _script.run(argv, QUICK, plan, train, describe, conclude, sklearn)
 
 
 if __name__ == '__main__':

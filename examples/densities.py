@@ -10,7 +10,6 @@ It does not vanish: a flow bends the plane but never tears it. Parts that are se
 bridges, and a ring is a band whose ends meet at a seam. How well that is hidden varies with the seed.
 """
 
-import abc
 import dataclasses
 import pathlib
 import time
@@ -19,13 +18,14 @@ from typing import Any
 
 import _common
 import _records
+import _script
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from _quadrature import Grid
+from _densities import TARGETS
 from absl import app, flags
 
 import tfp_iaf
@@ -54,102 +54,6 @@ class Settings:
     def name(self) -> str:
         """A file name that other settings, or other versions of the libraries, do not have."""
         return f'{self.target.replace(" ", "-")}-seed{self.seed}-{_records.digest(self)}'
-
-
-# Targets -------------------------------------------------------------------------------------------------------------
-
-
-class Target(abc.ABC):
-    """A known density on the plane, and the square window that it is drawn in."""
-
-    center: tuple[float, float] = (0.0, 0.0)
-    half_width: float
-
-    @abc.abstractmethod
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns independent points, `[count, 2]`."""
-
-    @abc.abstractmethod
-    def log_density(self, points: np.ndarray) -> np.ndarray:
-        """Returns the log-density, `[N]`, at points `[N, 2]`."""
-
-    def entropy(self) -> float:
-        """Returns the differential entropy, by quadrature."""
-        grid = self.grid(200)
-        log_p = self.log_density(grid.points)
-        return -float(np.exp(grid.log_cell) * np.sum(np.exp(log_p) * log_p))
-
-    def grid(self, size: int, scale: float = 1.0) -> Grid:
-        """Returns a grid on the window, whose sides are made `scale` times as long."""
-        (a, b), reach = self.center, scale * self.half_width
-        return Grid((a - reach, b - reach), (a + reach, b + reach), size)
-
-
-class TwoMoons(Target):
-    """Two half circles, each around an end of the other, with Gaussian noise."""
-
-    center = (0.5, 0.25)
-    half_width = 2.0
-    noise = 0.1
-
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        moons = self._moons(rng.uniform(0, np.pi, count))
-        return moons[rng.integers(2, size=count), np.arange(count)] + rng.normal(scale=self.noise, size=[count, 2])
-
-    def log_density(self, points: np.ndarray) -> np.ndarray:
-        # The integral over the angle, by the midpoint rule: 200 Gaussians on each moon, a sixth of their width apart.
-        centers = self._moons((np.arange(200) + 0.5) * np.pi / 200).reshape(-1, 2)
-        pieces = []
-        for piece in np.array_split(points, -(-len(points) // 5000)):  # not all at once, for the memory
-            squares = np.sum((piece[:, np.newaxis] - centers) ** 2, axis=-1)
-            pieces.append(np.logaddexp.reduce(-squares / (2 * self.noise**2), axis=-1))
-        return np.concatenate(pieces) - np.log(len(centers) * 2 * np.pi * self.noise**2)
-
-    @staticmethod
-    def _moons(angle: np.ndarray) -> np.ndarray:
-        x, y = np.cos(angle), np.sin(angle)
-        return np.stack([np.stack([x, y], axis=-1), np.stack([1 - x, 0.5 - y], axis=-1)])
-
-
-class Rings(Target):
-    """Two concentric rings, the outer one with twice the mass, and Gaussian noise in the radius."""
-
-    half_width = 2.7
-    radii, shares = np.array([1.0, 2.0]), np.array([1 / 3, 2 / 3])
-    noise = 0.12
-
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        radius = rng.normal(rng.choice(self.radii, size=count, p=self.shares), self.noise)
-        angle = rng.uniform(0, 2 * np.pi, count)
-        return radius[:, np.newaxis] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-
-    def log_density(self, points: np.ndarray) -> np.ndarray:
-        # That of the radius, spread over a circle. A radius below 0 is eight standard deviations away.
-        radius = np.linalg.norm(points, axis=-1)
-        exponents = -0.5 * ((radius[:, np.newaxis] - self.radii) / self.noise) ** 2
-        log_of_radius = np.logaddexp.reduce(exponents + np.log(self.shares), axis=-1)
-        return log_of_radius - np.log(self.noise * np.sqrt(2 * np.pi) * 2 * np.pi * np.maximum(radius, 1e-6))
-
-
-class Checkerboard(Target):
-    """Uniform on the eight black squares, of side 1, of a board of four by four."""
-
-    half_width = 2.5
-
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        column, pair = rng.integers(4, size=count), rng.integers(2, size=count)
-        return np.stack([column, 2 * pair + column % 2], axis=-1) - 2 + rng.uniform(size=[count, 2])
-
-    def log_density(self, points: np.ndarray) -> np.ndarray:
-        squares = np.floor(points)
-        black = np.all((squares >= -2) & (squares < 2), axis=-1) & (squares.sum(axis=-1) % 2 == 0)
-        return np.where(black, -self.entropy(), -np.inf)
-
-    def entropy(self) -> float:
-        return float(np.log(8))
-
-
-TARGETS: dict[str, Target] = {'two moons': TwoMoons(), 'rings': Rings(), 'checkerboard': Checkerboard()}
 
 
 # Flow ----------------------------------------------------------------------------------------------------------------
@@ -302,45 +206,33 @@ QUICK = {'steps': 200, 'num_affine': 2, 'num_gated': 1, 'output_dir': 'results/d
 
 
 def define_flags() -> None:
-    """Defines the command line; in a function, since worker processes and tests import this module too."""
-    flags.DEFINE_list('targets', list(TARGETS), 'Densities to fit.')
+    """Defines the command line."""
+    _script.define_some_of('targets', TARGETS, 'Densities to fit.')
     flags.DEFINE_integer('steps', 16000, f'Training steps, a multiple of {STEPS_PER_CALL}.', lower_bound=1)
     flags.DEFINE_integer('num_affine', 12, 'Affine steps of each flow.', lower_bound=0)
     flags.DEFINE_integer('num_gated', 4, 'Gated steps of each flow.', lower_bound=0)
     flags.DEFINE_integer('seed', 0, 'Seed of weights, data and samples.', lower_bound=0)
-    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
-    flags.DEFINE_string('output_dir', 'results/densities', 'Where results, plots and finished runs are written.')
-    flags.DEFINE_bool('fresh', False, 'Train anew what output_dir already has.')
-    flags.DEFINE_bool('quick', False, f'A try of half a minute: {QUICK}, where not given.')
-    validate = flags.register_validator
-    validate('steps', lambda steps: steps % STEPS_PER_CALL == 0, f'expected a multiple of {STEPS_PER_CALL}')
-    validate('targets', lambda names: names and set(names) <= set(TARGETS), f'expected some of {list(TARGETS)}')
+    _script.define_flags('results/densities', QUICK)
+    text = f'expected a multiple of {STEPS_PER_CALL}'
+    flags.register_validator('steps', lambda steps: steps % STEPS_PER_CALL == 0, text)
+
+
+def plan() -> list[Settings]:
+    """Returns the runs that the flags describe."""
+    same = {name: flags.FLAGS[name].value for name in ('steps', 'num_affine', 'num_gated', 'seed')}
+    return [Settings(target, **same) for target in flags.FLAGS.targets]
+
+
+def conclude(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> dict[str, Any]:
+    """Prints the table, draws the plot, and returns what is written down."""
+    print(report(results))
+    plot(results, output_dir)
+    return {'runs': _records.of_runs(results)}
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    started = time.perf_counter()
-    options = flags.FLAGS
-    for name, value in QUICK.items() if options.quick else ():
-        options.set_default(name, value)
-    same = {name: options[name].value for name in ('steps', 'num_affine', 'num_gated', 'seed')}
-    runs = [Settings(target, **same) for target in options.targets]
-    output_dir = pathlib.Path(options.output_dir)
-    print(f'{len(runs)} flows, {options.jobs} at a time, {options.steps} steps each.')
-
-    results = _common.run_cached(run, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
-    print(report(results))
-    plot(results, output_dir)
-    record = {
-        'flags': _records.used_flags(),
-        'versions': _records.versions(),
-        'runs': [{**dataclasses.asdict(settings), **figures} for settings, figures in results.items()],
-        'seconds': time.perf_counter() - started,
-    }
-    _common.write_json(output_dir / 'results.json', record)
-    print(f'\nWrote results.json and densities.png to {output_dir} in {record["seconds"]:.0f} s.')
+    _script.run(argv, QUICK, plan, run, describe, conclude)
 
 
 if __name__ == '__main__':

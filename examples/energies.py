@@ -24,6 +24,7 @@ from typing import Any
 import _common
 import _plots
 import _records
+import _script
 import _variational
 import numpy as np
 import tensorflow as tf
@@ -108,7 +109,7 @@ def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
         np.savez_compressed(path, density=np.exp(log_q).reshape(energy.window.size, -1))
     return {
         **_variational.statistics(log_weights, log_z),
-        'mass_found': float(np.mean(np.exp(log_weights - log_z))),
+        'mass_found': float(np.mean(np.exp(log_weights - log_z))),  # the mean of p / q: below 1 where q misses a part
         'branch_shares': [float(share) for share in shares],
         'least_branch': float(np.min(shares / energy.exact_branch_shares)),
         'integral_over_window': float(np.exp(energy.window.log_integral(log_q))),
@@ -157,9 +158,9 @@ def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
     for row in rows:
         kl = _common.format_estimate(row['kl'])
         worst = f'{max(row["kl"]["by_seed"]):.3f}'
-        mass, branch = (f'{np.mean(row[key]["by_seed"]):.3f}' for key in ('mass_found', 'least_branch'))
+        weight, branch = (f'{np.mean(row[key]["by_seed"]):.3f}' for key in ('mass_found', 'least_branch'))
         sizes = [f'{row["parameters"]}', f'{row["seconds_to_fit"]:.1f}']
-        cells.append([row['energy'], row['posterior'], f'{row["log_z"]:.3f}', kl, worst, mass, branch, *sizes])
+        cells.append([row['energy'], row['posterior'], f'{row["log_z"]:.3f}', kl, worst, weight, branch, *sizes])
     error = max(row['largest_standard_error'] for row in rows)
     notes = [
         f'Nats, mean ± standard error over {len(rows[0]["kl"]["by_seed"])} seeds; KL = log Z - ELBO from',
@@ -220,52 +221,38 @@ QUICK = {
 
 
 def define_flags() -> None:
-    """Defines the command line; in a function, since worker processes and tests import this module too."""
-    flags.DEFINE_list('energies', list(ENERGIES), 'Densities to approximate.')
-    flags.DEFINE_list('transforms', list(TRANSFORMS), 'Transforms of the flows.')
+    """Defines the command line."""
+    _script.define_some_of('energies', ENERGIES, 'Densities to approximate.')
+    _script.define_some_of('transforms', TRANSFORMS, 'Transforms of the flows.')
     flags.DEFINE_list('num_flows', ['1', '2', '4', '8'], 'Numbers of steps of the flows.')
     flags.DEFINE_integer('seeds', 3, 'Number of seeds, from 0.', lower_bound=1)
     flags.DEFINE_integer('steps', 3000, 'Training steps of a run.', lower_bound=1)
     flags.DEFINE_integer('evaluation_samples', 100000, 'Samples that KL is estimated with.', lower_bound=2)
-    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
-    flags.DEFINE_string('output_dir', 'results/energies', 'Where results, plots and runs are written.')
-    flags.DEFINE_bool('fresh', False, 'Fit anew what output_dir already has.')
-    flags.DEFINE_bool('quick', False, f'A try of a minute: {QUICK}, where not given.')
-    for name, known in (('energies', ENERGIES), ('transforms', TRANSFORMS)):
-        text = f'expected some of {list(known)}'
-        flags.register_validator(name, lambda names, known=known: names and set(names) <= set(known), text)
+    _script.define_flags('results/energies', QUICK)
     text = 'expected numbers of at least 1'
     flags.register_validator('num_flows', lambda texts: texts and all(t.isdecimal() and int(t) for t in texts), text)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    started = time.perf_counter()
+def plan() -> list[Settings]:
+    """Returns the runs that the flags describe."""
     options = flags.FLAGS
-    for name, value in QUICK.items() if options.quick else ():
-        options.set_default(name, value)
     same = {name: options[name].value for name in ('steps', 'evaluation_samples')}
     flows = itertools.product(options.transforms, map(int, options.num_flows))
     kinds = itertools.product(range(options.seeds), options.energies, [(Settings.transform, 0), *flows])
-    runs = [Settings(energy, transform, depth, seed, **same) for seed, energy, (transform, depth) in kinds]
-    output_dir = pathlib.Path(options.output_dir)
-    print(f'{len(runs)} fits, {options.jobs} at a time, {options.steps} steps each.')
+    return [Settings(energy, transform, depth, seed, **same) for seed, energy, (transform, depth) in kinds]
 
-    results = _common.run_cached(run, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
+
+def conclude(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> dict[str, Any]:
+    """Prints the table, draws the plots, and returns what is written down."""
     rows = aggregate(results)
-    print(report(rows, options.evaluation_samples))
+    print(report(rows, flags.FLAGS.evaluation_samples))
     plot(results, output_dir)
-    record = {
-        'flags': _records.used_flags(),
-        'versions': _records.versions(),
-        'aggregated': rows,
-        'runs': [{**dataclasses.asdict(settings), **figures} for settings, figures in results.items()],
-        'seconds': time.perf_counter() - started,
-    }
-    _common.write_json(output_dir / 'results.json', record)
-    print(f'\nWrote results.json and plots to {output_dir} in {record["seconds"]:.0f} s.')
+    return {'aggregated': rows, 'runs': _records.of_runs(results)}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment that the flags describe."""
+    _script.run(argv, QUICK, plan, run, describe, conclude)
 
 
 if __name__ == '__main__':

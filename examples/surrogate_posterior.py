@@ -25,6 +25,7 @@ from typing import Any
 import _common
 import _plots
 import _records
+import _script
 import _variational
 import keras
 import numpy as np
@@ -192,48 +193,34 @@ QUICK = {'seeds': 1, 'steps': 500, 'evaluation_samples': 10000, 'output_dir': 'r
 
 
 def define_flags() -> None:
-    """Defines the command line; in a function, since worker processes and tests import this module too."""
-    flags.DEFINE_list('targets', list(TARGETS), 'Posteriors to approximate.')
-    flags.DEFINE_list('posteriors', list(POSTERIORS), 'Families to fit.')
+    """Defines the command line."""
+    _script.define_some_of('targets', TARGETS, 'Posteriors to approximate.')
+    _script.define_some_of('posteriors', POSTERIORS, 'Families to fit.')
     flags.DEFINE_integer('seeds', 3, 'Number of seeds, from 0.', lower_bound=1)
     flags.DEFINE_integer('steps', 4000, 'Training steps of a run.', lower_bound=1)
     flags.DEFINE_integer('evaluation_samples', 100000, 'Samples that KL is estimated with.', lower_bound=2)
-    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
-    flags.DEFINE_string('output_dir', 'results/surrogate_posterior', 'Where results, plots and runs are written.')
-    flags.DEFINE_bool('fresh', False, 'Fit anew what output_dir already has.')
-    flags.DEFINE_bool('quick', False, f'A try of a minute: {QUICK}, where not given.')
-    for name, known in (('targets', TARGETS), ('posteriors', POSTERIORS)):
-        text = f'expected some of {list(known)}'
-        flags.register_validator(name, lambda names, known=known: names and set(names) <= set(known), text)
+    _script.define_flags('results/surrogate_posterior', QUICK)
+
+
+def plan() -> list[Settings]:
+    """Returns the runs that the flags describe."""
+    options = flags.FLAGS
+    same = {name: options[name].value for name in ('steps', 'evaluation_samples')}
+    kinds = itertools.product(options.targets, options.posteriors, range(options.seeds))
+    return [Settings(target, posterior, seed, **same) for target, posterior, seed in kinds]
+
+
+def conclude(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> dict[str, Any]:
+    """Prints the table, draws the plots, and returns what is written down."""
+    rows = aggregate(results)
+    print(report(rows, flags.FLAGS.evaluation_samples))
+    plot(results, output_dir)
+    return {'aggregated': rows, 'runs': _records.of_runs(results)}
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    started = time.perf_counter()
-    options = flags.FLAGS
-    for name, value in QUICK.items() if options.quick else ():
-        options.set_default(name, value)
-    same = {name: options[name].value for name in ('steps', 'evaluation_samples')}
-    kinds = itertools.product(options.targets, options.posteriors, range(options.seeds))
-    runs = [Settings(target, posterior, seed, **same) for target, posterior, seed in kinds]
-    output_dir = pathlib.Path(options.output_dir)
-    print(f'{len(runs)} fits, {options.jobs} at a time, {options.steps} steps each.')
-
-    results = _common.run_cached(run, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
-    rows = aggregate(results)
-    print(report(rows, options.evaluation_samples))
-    plot(results, output_dir)
-    record = {
-        'flags': _records.used_flags(),
-        'versions': _records.versions(),
-        'aggregated': rows,
-        'runs': [{**dataclasses.asdict(settings), **figures} for settings, figures in results.items()],
-        'seconds': time.perf_counter() - started,
-    }
-    _common.write_json(output_dir / 'results.json', record)
-    print(f'\nWrote results.json and plots to {output_dir} in {record["seconds"]:.0f} s.')
+    _script.run(argv, QUICK, plan, run, describe, conclude)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ import _plots
 import _quadrature
 import _records
 import _sampling
+import _script
 import keras
 import numpy as np
 import sklearn
@@ -275,44 +276,37 @@ QUICK = {
 
 
 def define_flags() -> None:
-    """Defines the command line; in a function, since worker processes and tests import this module too."""
+    """Defines the command line."""
     flags.DEFINE_integer('seeds', 3, 'Number of seeds, from 0.', lower_bound=1)
     flags.DEFINE_integer('steps', 6000, 'Training steps of a run: a multiple of 100, or less than 100.', lower_bound=1)
     flags.DEFINE_list('latent_sizes', ['2', '10'], 'Numbers of latent dimensions.')
     flags.DEFINE_integer('evaluation_samples', 1000, 'Samples of z per test image.', lower_bound=1)
     flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for D = 2.', lower_bound=2)
-    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
-    flags.DEFINE_string('output_dir', 'results/vae_digits', 'Where results, plots and finished runs are written.')
-    flags.DEFINE_bool('fresh', False, 'Train anew what output_dir already has.')
-    flags.DEFINE_bool('quick', False, f'A try of half a minute: {QUICK}, where not given.')
+    _script.define_flags('results/vae_digits', QUICK)
     check = flags.register_validator
     check('steps', lambda steps: steps < 100 or steps % 100 == 0, 'expected a multiple of 100, or less than 100')
     check('latent_sizes', lambda sizes: all(size.isdecimal() and int(size) for size in sizes), 'expected such as 2,10')
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    started = time.perf_counter()
+def plan() -> list[Settings]:
+    """Returns the runs that the flags describe."""
     options = flags.FLAGS
-    for name, value in QUICK.items() if options.quick else ():
-        options.set_default(name, value)
     same = {name: options[name].value for name in ('steps', 'evaluation_samples', 'grid_size')}
     kinds = itertools.product(map(int, options.latent_sizes), range(options.seeds), POSTERIORS)
-    runs = [Settings(posterior, size, seed, **same) for size, seed, posterior in kinds]
-    output_dir = pathlib.Path(options.output_dir)
-    print(f'{len(runs)} VAEs, {options.jobs} at a time, {options.steps} steps each.')
-    results = _common.run_cached(train, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
+    return [Settings(posterior, size, seed, **same) for size, seed, posterior in kinds]
+
+
+def conclude(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> dict[str, Any]:
+    """Prints the table, draws the plots, and returns what is written down."""
     rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior', 'ms_per_step'], baseline='diagonal')
     print(report(rows))
     plot(results, output_dir)
-    used = _records.used_flags()
-    numbers = [{k: v for k, v in figures.items() if not isinstance(v, list)} for figures in results.values()]
-    records = [{**dataclasses.asdict(run), **figures} for run, figures in zip(results, numbers, strict=True)]
-    record = {'flags': used, 'versions': _records.versions(sklearn), 'aggregated': rows, 'runs': records}
-    _common.write_json(output_dir / 'results.json', record)
-    print(f'\nWrote results.json and plots to {output_dir} in {time.perf_counter() - started:.0f} s.')
+    return {'aggregated': rows, 'runs': _records.of_runs(_records.without_lists(results))}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment that the flags describe."""
+    _script.run(argv, QUICK, plan, train, describe, conclude, sklearn)
 
 
 if __name__ == '__main__':

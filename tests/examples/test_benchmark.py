@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import math
-import subprocess
 import sys
 
 import _cases
@@ -23,6 +21,7 @@ from _timing import Size
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.examples import scripts
 from tests.flows import raises
 
 TINY = Size(4, 8, 1, 5)
@@ -32,19 +31,14 @@ PEERS = {name: importlib.util.find_spec(module) is not None for name, (_, module
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
     """The output directory and the output of the script, called from somewhere else."""
-    folder = tmp_path_factory.mktemp('elsewhere')
-    works = '--works=sample_gradient,log_prob,vae_step'
-    flags = ['--sizes=4x8x1x5x3x2', works, '--modes=graph', '--rounds=2', '--seconds=0', '--threads=1']
-    command = [sys.executable, benchmark.__file__, '--output_dir=out', *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / 'out', done.stdout
+    values = {'sizes': '4x8x1x5x3x2', 'works': 'sample_gradient,log_prob,vae_step', 'modes': 'graph'}
+    return scripts.run(benchmark, tmp_path_factory.mktemp('elsewhere'), rounds=2, seconds=0, threads=1, **values)
 
 
 @pytest.mark.slow
 class TestTinyRun:
     def test_times_everyone_at_every_work(self, tiny_run):
-        record = json.loads((tiny_run[0] / 'results.json').read_text())
+        record = scripts.read_record(tiny_run[0])
         size = Size(4, 8, 1, 5, 3, 2)
         installed = [name for name, there in PEERS.items() if there]
         for case in record['cases']:
@@ -66,7 +60,7 @@ class TestTinyRun:
             assert text in output
 
     def test_says_why_a_peer_is_missing(self, tiny_run):
-        missing = json.loads((tiny_run[0] / 'results.json').read_text())['missing']
+        missing = scripts.read_record(tiny_run[0])['missing']
         assert set(missing) == {name for name, there in PEERS.items() if not there}
         for name, reason in missing.items():
             assert 'is not installed' in reason and f'Skipped {name}: {reason}.' in tiny_run[1]

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
-import sys
 
 import _blog_flow
 import _common
@@ -19,6 +17,7 @@ import vae_digits
 from _blog_flow import MISTAKES
 
 import tfp_iaf.keras
+from tests.examples import scripts
 
 SIZE, CONTEXT = 4, 3
 NOTHING: tuple[str, ...] = ()
@@ -247,23 +246,20 @@ def test_tiny_run(tmp_path):
     for run, figures in made_up([run for run in runs if run.posterior not in missing]).items():
         _common.write_json(tmp_path / 'out' / 'runs' / f'{run.name}.json', figures)
     blog_ablation.make_vae(runs[-1]).save_weights(tmp_path / 'out' / 'runs' / f'{runs[-1].name}.weights.h5')
-    flags = ['--latent_sizes=2', '--seeds=1', '--jobs=1', '--noalone', '--output_dir=out']
-    command = [sys.executable, blog_ablation.__file__, *flags, *(f'--{name}={value}' for name, value in tiny.items())]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert 'Resuming: 7 of 9 runs' in done.stdout
-    record = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    directory, output = scripts.run(blog_ablation, tmp_path, '--noalone', latent_sizes=2, seeds=1, jobs=1, **tiny)
+    assert 'Resuming: 7 of 9 runs' in output
+    record = json.loads((directory / 'results.json').read_text())
     assert [run['posterior'] for run in record['runs']] == list(blog_ablation.MENDED)
     trained = {run['posterior']: run for run in record['runs'] if run['posterior'] in missing}
     for label, run in trained.items():
         assert run['neg_elbo'] == pytest.approx(run['reconstruction'] + run['kl_to_prior'], abs=1e-3)
         assert run['neg_elbo'] - run['nll'] == pytest.approx(run['kl_to_posterior'], abs=1e-3)
-        assert math.isfinite(run['nll']) and f'{run["neg_elbo"]:.3f}' in done.stdout
+        assert math.isfinite(run['nll']) and f'{run["neg_elbo"]:.3f}' in output
         # The cosine ends at zero; the post's rate stays.
         assert run['final_rate'] == pytest.approx(2e-3 if label == 'the post' else 0, abs=1e-9)
         assert (run['penalty'] > 0) == (label == 'the post')
     for name in ('ablation', 'posteriors'):
-        assert matplotlib.image.imread(tmp_path / 'out' / f'{name}.png').shape[1] > 600
+        assert matplotlib.image.imread(directory / f'{name}.png').shape[1] > 600
 
 
 def test_only_the_schedule_of_the_post_has_no_warm_up():

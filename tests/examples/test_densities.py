@@ -1,52 +1,32 @@
 """Maximum likelihood on 2-D densities: a tiny run of the script itself, and the targets against their densities."""
 
-import json
-import math
-import subprocess
-import sys
-
-import _common
 import densities
 import matplotlib.image
 import numpy as np
 import pytest
+from _densities import TARGETS
+
+from tests.examples import scripts
 
 TINY = {'steps': 100, 'num_affine': 1, 'num_gated': 1}
-RUNS = [densities.Settings(target, **TINY) for target in densities.TARGETS]
+RUNS = [densities.Settings(target, **TINY) for target in TARGETS]
 
 
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
     """The output directory and the output of the script, called from somewhere else."""
-    folder = tmp_path_factory.mktemp('elsewhere')
-    flags = [f'--{name}={value}' for name, value in TINY.items()]
-    command = [sys.executable, densities.__file__, '--quick', '--jobs=1', '--output_dir=out', *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / 'out', done.stdout
-
-
-def finite(value):
-    if isinstance(value, dict):
-        return all(map(finite, value.values()))
-    if isinstance(value, list):
-        return all(map(finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def never(directory, settings):
-    raise AssertionError(f'{settings.name} is trained again')
+    return scripts.run(densities, tmp_path_factory.mktemp('elsewhere'), '--quick', jobs=1, **TINY)
 
 
 @pytest.mark.slow
 class TestTinyRun:
     def test_writes_what_it_says(self, tiny_run):
         directory, output = tiny_run
-        record = json.loads((directory / 'results.json').read_text())
+        record = scripts.read_record(directory)
         assert record['flags']['steps'] == TINY['steps']
-        assert [run['target'] for run in record['runs']] == list(densities.TARGETS)
+        assert [run['target'] for run in record['runs']] == list(TARGETS)
         for run in record['runs']:
-            assert finite(run) and len(run['curve']) == 1 and run['ms_per_step'] > 0
+            assert len(run['curve']) == 1 and run['ms_per_step'] > 0
             assert run['integral'] == pytest.approx(1, abs=5e-3)
             assert run['inverse_less_forward'] < 1e-3
             for model in ('Gaussian', 'IAF'):
@@ -60,14 +40,10 @@ class TestTinyRun:
         assert height > 900 and width > 1200
 
     def test_goes_on_without_repeating(self, tiny_run, capsys):
-        again = _common.run_cached(never, RUNS, tiny_run[0] / 'runs', 1, False, densities.describe)
-        assert list(again) == RUNS
-        assert 'Resuming: 3 of 3 runs' in capsys.readouterr().out
+        scripts.check_goes_on(tiny_run[0], RUNS, capsys)
 
     def test_leaves_no_temporary_file(self, tiny_run):
-        files = [path.name for path in tiny_run[0].rglob('*') if path.is_file()]
-        kept = [f'{run.name}.{ending}' for run in RUNS for ending in ('json', 'npz')]
-        assert sorted(files) == sorted([*kept, 'results.json', 'densities.png'])
+        scripts.check_files(tiny_run[0], RUNS, 'npz', ['results.json', 'densities.png'])
 
 
 @pytest.mark.slow
@@ -92,7 +68,7 @@ def test_other_settings_have_other_names():
     assert len({run.name for run in [*others, densities.Settings('two moons')]}) == 4
 
 
-@pytest.mark.parametrize('target', densities.TARGETS.values(), ids=list(densities.TARGETS))
+@pytest.mark.parametrize('target', TARGETS.values(), ids=list(TARGETS))
 class TestTargets:
     def test_entropy_is_that_of_the_samples(self, target):
         log_p = target.log_density(target.sample(np.random.default_rng(0), 20000))
@@ -123,7 +99,7 @@ class TestTargets:
 
 def test_entropy_of_narrow_rings():
     # Rings that do not overlap: the entropy of the choice, of a Gaussian radius, and of the circle's length.
-    rings = densities.TARGETS['rings']
+    rings = TARGETS['rings']
     of_radius = 0.5 * np.log(2 * np.pi * np.e * rings.noise**2)
     of_choice = -np.sum(rings.shares * np.log(rings.shares))
     # E[log r] = log R - noise^2 / (2 R^2), to second order.

@@ -1,11 +1,9 @@
 """HMC through a fitted flow: a tiny run of the script, and its parts against what is known of them."""
 
-import json
-import subprocess
-import sys
 import types
 
-import _common
+import _hmc
+import _hmc_statistics
 import matplotlib.image
 import neutra_hmc
 import numpy as np
@@ -14,35 +12,27 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
+from tests.examples import scripts
 
 tfd = tfp.distributions
 
 TINY = {'gradients': 32000, 'fit_steps': 300}
 SAMPLERS = ('HMC:10:0.8', 'NeuTra:2:0.7')
-RUNS = [neutra_hmc.Settings(neutra_hmc.Sampler.parse(sampler), **TINY) for sampler in SAMPLERS]
+RUNS = [_hmc.Settings(_hmc.Sampler.parse(sampler), **TINY) for sampler in SAMPLERS]
 
 
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
     """The output directory and the output of the script, called from somewhere else."""
     folder = tmp_path_factory.mktemp('elsewhere')
-    flags = [f'--{name}={value}' for name, value in TINY.items()]
-    flags += ['--quick', '--jobs=2', f'--samplers={",".join(SAMPLERS)}', '--output_dir=out']
-    command = [sys.executable, neutra_hmc.__file__, *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / 'out', done.stdout
-
-
-def never(directory, settings):
-    raise AssertionError(f'{settings.name} is run again')
+    return scripts.run(neutra_hmc, folder, '--quick', jobs=2, samplers=','.join(SAMPLERS), **TINY)
 
 
 @pytest.mark.slow
 class TestTinyRun:
     def test_writes_what_it_says(self, tiny_run):
         directory, output = tiny_run
-        record = json.loads((directory / 'results.json').read_text())
+        record = scripts.read_record(directory)
         assert record['flags']['gradients'] == TINY['gradients']
         assert [row['sampler'] for row in record['aggregated']] == list(SAMPLERS)
         for run, settings, row in zip(record['runs'], RUNS, record['aggregated'], strict=True):
@@ -59,7 +49,7 @@ class TestTinyRun:
         assert neutra['ess_per_1000_gradients_with_fit'] == pytest.approx(1e3 * with_fit)
 
     def test_a_flow_helps(self, tiny_run):
-        hmc, neutra = json.loads((tiny_run[0] / 'results.json').read_text())['runs']
+        hmc, neutra = scripts.read_record(tiny_run[0])['runs']
         assert neutra['smallest_ess'] > 2 * hmc['smallest_ess']
         assert neutra['v_ks_distance'] < 0.1 and neutra['largest_r_hat'] < hmc['largest_r_hat']
 
@@ -67,15 +57,20 @@ class TestTinyRun:
         height, width, _ = matplotlib.image.imread(tiny_run[0] / 'chains.png').shape
         assert height > 700 and width > 1200
 
+    def test_keeps_the_chains_that_the_figures_are_of(self, tiny_run):
+        for settings, run in zip(RUNS, scripts.read_record(tiny_run[0])['runs'], strict=True):
+            with np.load(tiny_run[0] / 'runs' / f'{settings.name}.npz') as arrays:
+                coordinates, trace = arrays['coordinates'], arrays['trace']
+            v = coordinates[:, 0].reshape(settings.transitions, settings.chains)  # so few that none is left out
+            assert v.mean() == pytest.approx(run['v_mean'], abs=1e-3)
+            assert v.std() == pytest.approx(run['v_stddev'], abs=1e-3)
+            np.testing.assert_array_equal(trace, v[:, 0])
+
     def test_goes_on_without_repeating(self, tiny_run, capsys):
-        again = _common.run_cached(never, RUNS, tiny_run[0] / 'runs', 1, False, neutra_hmc.describe)
-        assert list(again) == RUNS
-        assert 'Resuming: 2 of 2 runs' in capsys.readouterr().out
+        scripts.check_goes_on(tiny_run[0], RUNS, capsys)
 
     def test_leaves_no_temporary_file(self, tiny_run):
-        files = [path.name for path in tiny_run[0].rglob('*') if path.is_file()]
-        kept = [f'{run.name}.{ending}' for run in RUNS for ending in ('json', 'npz')]
-        assert sorted(files) == sorted([*kept, 'results.json', 'chains.png'])
+        scripts.check_files(tiny_run[0], RUNS, 'npz', ['results.json', 'chains.png'])
 
 
 @pytest.mark.slow
@@ -87,7 +82,7 @@ def test_chains_are_exact_whatever_the_flow(monkeypatch):
         yield tfd.Normal(0.5 * a, 1.0, name='b')
 
     joint = tfd.JointDistributionCoroutine(model)
-    monkeypatch.setattr(neutra_hmc, 'FUNNEL', types.SimpleNamespace(joint=joint))
+    monkeypatch.setattr(_hmc, 'FUNNEL', types.SimpleNamespace(joint=joint))
     # Bounded, or else chance makes corners that no chain comes out of.
     q = tfp_iaf.build_iaf_surrogate_posterior(joint.event_shape_tensor(), hidden_units=(8,), activation='tanh', seed=0)
     rng = np.random.default_rng(0)
@@ -96,8 +91,8 @@ def test_chains_are_exact_whatever_the_flow(monkeypatch):
     noise = rng.normal(size=[1000, 2]).astype(np.float32)
     assert np.std(q.bijector.forward_log_det_jacobian(noise, event_ndims=1)) > 0.2
 
-    settings = neutra_hmc.Settings(neutra_hmc.Sampler('NeuTra', 3), gradients=192000)
-    states, acceptance, _, _ = neutra_hmc.sample_chains(q, settings)
+    settings = _hmc.Settings(_hmc.Sampler('NeuTra', 3), gradients=192000)
+    states, acceptance, _, _ = _hmc.sample_chains(q, settings)
     assert states.a.shape == [settings.transitions, settings.chains]
     assert acceptance == pytest.approx(0.8, abs=0.1)
     np.testing.assert_allclose([np.mean(states.a), np.mean(states.b)], [1.0, 0.5], atol=0.08)
@@ -116,7 +111,7 @@ class TestStatistics:
         return values
 
     def test_independent_draws(self):
-        figures = neutra_hmc.statistics(tf.constant(self.chains()))
+        figures = _hmc_statistics.of_chains(tf.constant(self.chains()))
         assert figures['smallest_ess'] == pytest.approx(16000, rel=0.1)
         assert figures['largest_r_hat'] == pytest.approx(1, abs=0.01)
         assert figures['v_mean'] == pytest.approx(0, abs=0.1) and figures['v_stddev'] == pytest.approx(3, abs=0.1)
@@ -125,13 +120,13 @@ class TestStatistics:
 
     def test_correlated_draws(self):
         # Autocorrelations 0.9^k: a tenth of the states over 1.9.
-        figures = neutra_hmc.statistics(tf.constant(self.chains(memory=0.9)))
+        figures = _hmc_statistics.of_chains(tf.constant(self.chains(memory=0.9)))
         np.testing.assert_allclose(figures['ess'], 16000 * 0.1 / 1.9, rtol=0.35)
         assert figures['smallest_ess'] == min(figures['ess'])
 
     def test_chains_that_do_not_meet(self):
         apart = self.chains() + np.array([0, 0, 9, 9], np.float32)[:, np.newaxis]
-        figures = neutra_hmc.statistics(tf.constant(apart))
+        figures = _hmc_statistics.of_chains(tf.constant(apart))
         assert figures['largest_r_hat'] > 1.5 and figures['smallest_ess'] < 100
         # Half of them from N(9, 3^2): the distribution functions differ by (2 F(1.5) - 1) / 2 at 4.5.
         assert figures['v_ks_distance'] == pytest.approx(0.433, abs=0.02)
@@ -139,8 +134,8 @@ class TestStatistics:
 
 class TestSettings:
     def test_sampler_is_read_as_it_is_written(self):
-        sampler = neutra_hmc.Sampler('HMC', 30, 0.95)
-        assert neutra_hmc.Sampler.parse('HMC:30:0.95') == sampler and str(sampler) == 'HMC:30:0.95'
+        sampler = _hmc.Sampler('HMC', 30, 0.95)
+        assert _hmc.Sampler.parse('HMC:30:0.95') == sampler and str(sampler) == 'HMC:30:0.95'
         assert neutra_hmc.are_samplers(neutra_hmc.SAMPLERS)
 
     @pytest.mark.parametrize('text', ['', 'HMC', 'HMC:0:0.8', 'HMC:x:0.8', 'NUTS:3:0.8', 'HMC:3:1.0', 'HMC:3:0.8:1'])
@@ -151,21 +146,21 @@ class TestSettings:
         assert not neutra_hmc.are_samplers([])
 
     def test_gradients_are_those_of_warm_up_and_of_what_is_kept(self):
-        settings = neutra_hmc.Settings(neutra_hmc.Sampler('HMC', 10), gradients=64000)
+        settings = _hmc.Settings(_hmc.Sampler('HMC', 10), gradients=64000)
         assert settings.warm_up == 100 and settings.transitions == 300
 
     def test_too_few_gradients(self):
         with pytest.raises(ValueError, match='gradients: got 639, expected at least 640'):
-            neutra_hmc.Settings(neutra_hmc.Sampler('HMC', 10), gradients=639)
-        assert neutra_hmc.Settings(neutra_hmc.Sampler('HMC', 10), gradients=640).transitions == 3
+            _hmc.Settings(_hmc.Sampler('HMC', 10), gradients=639)
+        assert _hmc.Settings(_hmc.Sampler('HMC', 10), gradients=640).transitions == 3
 
     def test_other_settings_have_other_names(self):
-        others = [neutra_hmc.Settings(RUNS[0].sampler, seed=1), neutra_hmc.Settings(RUNS[0].sampler), *RUNS]
+        others = [_hmc.Settings(RUNS[0].sampler, seed=1), _hmc.Settings(RUNS[0].sampler), *RUNS]
         assert len({settings.name for settings in others}) == len(others)
 
 
 def test_gain_is_that_of_the_best_settings():
-    keys = [key for key in neutra_hmc.AVERAGED if key.startswith('ess_per')]
+    keys = [key for key in _hmc_statistics.AVERAGED if key.startswith('ess_per')]
     values = [('HMC', 1.0), ('HMC', 2.0), ('NeuTra', 30.0), ('NeuTra', 10.0)]
     rows = [{'method': method, **{key: {'mean': value} for key in keys}} for method, value in values]
-    assert neutra_hmc.gains(rows) == dict.fromkeys(keys, 15.0)
+    assert _hmc_statistics.gains(rows) == dict.fromkeys(keys, 15.0)

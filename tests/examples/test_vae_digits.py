@@ -3,8 +3,6 @@
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import _common
 import _quadrature
@@ -16,6 +14,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import vae_digits
 
+from tests.examples import scripts
+
 tfd = tfp.distributions
 
 TINY = {'steps': 6, 'evaluation_samples': 30, 'grid_size': 100}
@@ -26,12 +26,7 @@ PLOTS = ('learning_curves', 'posteriors', 'reconstructions_and_samples')
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
     """The output directory and the output of the script, called from somewhere else, with two processes."""
-    folder = tmp_path_factory.mktemp('elsewhere')
-    flags = [f'--{name}={value}' for name, value in TINY.items()]
-    command = [sys.executable, vae_digits.__file__, '--seeds=1', '--output_dir=out', *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / 'out', done.stdout
+    return scripts.run(vae_digits, tmp_path_factory.mktemp('elsewhere'), seeds=1, **TINY)
 
 
 def never(directory, run):
