@@ -1,9 +1,10 @@
-"""MNIST and CIFAR-10: from a path, or from `keras.datasets`, which means its cache or a download."""
+"""Images: MNIST and CIFAR-10, from a path, the cache of Keras or a download, and the digits of scikit-learn."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pathlib
 import pickle
 import socket
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from _images import keras_folder
+import sklearn.datasets
+import sklearn.model_selection
+from _images import drawn_once
 
 _SECONDS_WITHOUT_ANSWER = 20
 
@@ -33,6 +36,13 @@ class Split(NamedTuple):
         return digest.hexdigest()[:10]
 
 
+class Data(NamedTuple):
+    """Images `[count, height, width, 1]`: intensities in [0, 1] to train with, and binary ones to test with."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
 def split(train: np.ndarray, test: np.ndarray, share: int) -> Split:
     """Keeps the last images to train with for validation, one of every `share`."""
     count = len(train) // share
@@ -49,15 +59,37 @@ def load_mnist(path: str = '') -> Split:
         FileNotFoundError: If it is not there, or cannot be downloaded; says where to put it.
     """
     if path:
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f'data: got {path!r}, expected the path of a file mnist.npz. There is none.')
-        with np.load(path) as arrays:
-            train, test = arrays['x_train'], arrays['x_test']
+        train, test = _read_mnist(path)
     else:
-        place = keras_folder() / 'datasets' / 'mnist.npz'
-        with _download(f'Put the file mnist.npz to {place}, or pass its path with --data.'):
+        with _download(f'Put the file mnist.npz to {_mnist_of_keras()}, or pass its path with --data.'):
             (train, _), (test, _) = keras.datasets.mnist.load_data()
     return split(train[..., np.newaxis], test[..., np.newaxis], share=6)
+
+
+def load_digits() -> Data:
+    """Returns the 8x8 digits of scikit-learn: 1397 images to train with and 400 to test with."""
+    images = (sklearn.datasets.load_digits().images / 16).astype(np.float32)[..., np.newaxis]
+    train, test = sklearn.model_selection.train_test_split(images, test_size=400, random_state=0)
+    return Data(train, drawn_once(test, seed=0))
+
+
+def find_mnist(path: str = '') -> str:
+    """Returns the path as given, or else where Keras keeps MNIST once it has been downloaded, or '' if it is not there.
+
+    Raises:
+        FileNotFoundError: If a path is given at which there is no file.
+    """
+    if path and not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f'data: got {path!r}, expected the path of a file mnist.npz. There is none.')
+    return path or (str(_mnist_of_keras()) if _mnist_of_keras().is_file() else '')
+
+
+def load_mnist_or_digits(path: str) -> Data:
+    """Returns MNIST from `path`, 60,000 images to train with and 10,000 to test with; with '' the digits."""
+    if not path:
+        return load_digits()
+    train, test = (images.astype(np.float32)[..., np.newaxis] / 255 for images in _read_mnist(path))
+    return Data(train, drawn_once(test, seed=0))
 
 
 def load_cifar10(path: str = '') -> Split:
@@ -70,7 +102,7 @@ def load_cifar10(path: str = '') -> Split:
     Raises:
         FileNotFoundError: If a file is not there, or the data cannot be downloaded; says where to put them.
     """
-    place = keras_folder() / 'datasets' / 'cifar-10-batches-py'
+    place = _keras_folder() / 'cifar-10-batches-py'
     if path or place.is_dir():
         folder = pathlib.Path(path or place)
         train = np.concatenate([_load_batch(folder / f'data_batch_{i}') for i in range(1, 6)])
@@ -80,6 +112,19 @@ def load_cifar10(path: str = '') -> Split:
         with _download(f'Unpack {archive} to {place}, or pass the path of the folder with --data.'):
             (train, _), (test, _) = keras.datasets.cifar10.load_data()
     return split(train, test, share=10)
+
+
+def _keras_folder() -> pathlib.Path:
+    return pathlib.Path(os.environ.get('KERAS_HOME') or '~/.keras').expanduser() / 'datasets'
+
+
+def _mnist_of_keras() -> pathlib.Path:
+    return _keras_folder() / 'mnist.npz'
+
+
+def _read_mnist(path: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(find_mnist(path)) as arrays:
+        return arrays['x_train'], arrays['x_test']
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import _common
+import keras
 import numpy as np
 import tensorflow as tf
 import tqdm
-from _sampling import log_standard_normal
+from _posteriors import log_standard_normal
 
 import tfp_iaf
 
@@ -23,6 +24,15 @@ class Parts(NamedTuple):
     encoder: Any
     sampling: Any
     decoder: Any
+
+    @classmethod
+    def of(cls, model: Any) -> Parts:
+        """Returns those of a functional model from images to what a likelihood takes.
+
+        It has a layer 'sampling', as of `_posteriors`, and one 'decoder'.
+        """
+        sampling = model.get_layer('sampling')
+        return cls(keras.Model(model.input, sampling.input), sampling, model.get_layer('decoder'))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ import _estimates
 import _image_vae
 import _images
 import _quadrature
-import _vae
 import numpy as np
 from _datasets import Split
+from _estimates import Parts
 from _image_settings import Evaluation, Settings
 from _likelihoods import LIKELIHOODS
 
@@ -29,7 +29,7 @@ def test_images(data: Split, settings: Settings) -> np.ndarray:
 def evaluate(
     load: Callable[[], Split], runs: pathlib.Path, directory: pathlib.Path, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """Evaluates a VAE; writes the figures of every image to `directory`, and returns their means and standard errors.
+    """Evaluates a VAE; writes the figures of every image to `directory`, and returns their means.
 
     Args:
         load: Gives the images.
@@ -40,7 +40,7 @@ def evaluate(
     started = time.perf_counter()
     images = test_images(load(), evaluation.run)
     of_nll = images[: evaluation.nll_images]
-    vae = _vae.parts(_image_vae.trained_vae(runs, evaluation.run, images.shape[1:]))
+    vae = Parts.of(_image_vae.trained_vae(runs, evaluation.run, images.shape[1:]))
     neg_log_prob = LIKELIHOODS[evaluation.run.likelihood].neg_log_prob
     bound = _estimates.estimate(vae, neg_log_prob, images, evaluation.elbo_samples, seed=1)
     weighted = _estimates.estimate(vae, neg_log_prob, of_nll, evaluation.nll_samples, seed=2, label='NLL')
@@ -58,7 +58,6 @@ def evaluate(
         np.savez(path, allow_pickle=False, **by_image)
     return {
         **{key: float(values.mean()) for key, values in by_image.items()},
-        'errors_over_images': {key: _common.standard_error(values) for key, values in by_image.items()},
         'active_units': int(np.sum(bound.activity > _ACTIVE)),
         'activity': bound.activity.tolist(),
         'image_shape': images.shape[1:],

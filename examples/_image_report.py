@@ -5,24 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import _common
 import _evaluation
 import _image_vae
+import _pictures
 import _plots
-import _quadrature
 import _records
-import _vae
 import numpy as np
 from _datasets import Split
+from _estimates import Parts
 from _image_settings import Evaluation, Settings
 from _likelihoods import LIKELIHOODS
-from _sampling import POSTERIORS
+from _posteriors import POSTERIORS
 
-_KEYS = ('neg_elbo', 'nll', 'reconstruction', 'kl', 'active_units', 'cpu_seconds')
+_BIAS = 'importance_weighting_bias'  # of the importance-weighted NLL, where the exact one is known
+_KEYS = ('neg_elbo', 'nll', 'reconstruction', 'kl', 'active_units', 'cpu_seconds', 'seconds', _BIAS)
 _SHOWN = 12  # images in a row of a plot
+_RANKED = 400  # images of which some are chosen to draw their posteriors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +39,31 @@ class Result:
 Groups = Mapping[str, Sequence[Result]]  # by what they are called, and in a group by seed
 
 
+class Time(NamedTuple):
+    """A measure of how long trainings took: its key among the figures, and its name in a table and in sentences."""
+
+    key: str
+    header: str
+    name: str
+
+
+def measure_of_time(figures: Iterable[Mapping[str, Any]]) -> Time:
+    """Returns the measure in which trainings are compared.
+
+    It is the processor's time, in which what else the machine does has no share; but on a GPU, for which the processor
+    waits, the time of the clock.
+    """
+    if any(each.get('gpus') for each in figures):
+        return Time('seconds', 's', 'seconds')
+    return Time('cpu_seconds', 'CPU s', 'CPU seconds')
+
+
 def describe_training(run: Settings, figures: dict[str, Any]) -> str:
     """Writes the line that is printed when a training ends."""
     curves = figures['curves']
     neg_elbo = curves['val_reconstruction'][-1] + curves['val_kl'][-1]
-    times = '{ms_per_step:.1f} ms/step, {cpu_seconds:.0f} s of CPU time'.format(**figures)
+    time = measure_of_time([figures])
+    times = f'{figures["ms_per_step"]:.1f} ms/step, {figures[time.key]:.0f} {time.name}'
     return f'{run.posterior:15s} {run.epochs} epochs, seed {run.seed}: validation -ELBO {neg_elbo:.2f}, {times}'
 
 
@@ -62,7 +84,11 @@ def group(
         label = run.posterior + (f', {run.epochs} epochs' if run.epochs > epochs else '')
         with np.load(_evaluation.images_path(directory, evaluation)) as arrays:
             by_image = dict(arrays)
-        groups.setdefault(label, []).append(Result(run, {**trained[run], **figures}, by_image))
+        figures = {**trained[run], **figures}
+        if 'importance_weighted_nll' in by_image:  # and the other one is exact
+            by_image[_BIAS] = by_image['importance_weighted_nll'] - by_image['nll']
+            figures[_BIAS] = float(by_image[_BIAS].mean())
+        groups.setdefault(label, []).append(Result(run, figures, by_image))
     return groups
 
 
@@ -87,9 +113,10 @@ def aggregate(groups: Groups) -> list[dict[str, Any]]:
     rows = []
     for label, results in groups.items():
         row: dict[str, Any] = {'posterior': label, 'epochs': results[0].run.epochs, 'seeds': len(results)}
-        row |= {key: estimate(results, key) for key in _KEYS}
+        keys = [key for key in _KEYS if key in results[0].figures]
+        row |= {key: estimate(results, key) for key in keys}
         others = [] if label in baselines[:1] else [other for other in baselines if other != label]
-        row['less'] = {other: {key: estimate(results, key, groups[other]) for key in _KEYS} for other in others}
+        row['less'] = {other: {key: estimate(results, key, groups[other]) for key in keys} for other in others}
         rows.append(row)
     return rows
 
@@ -99,31 +126,40 @@ def report(groups: Groups, rows: Sequence[dict[str, Any]]) -> str:
     first = next(iter(groups.values()))[0]
     dims = int(np.prod(first.figures['image_shape']))
     likelihood = LIKELIHOODS[first.run.likelihood]
-    header = ['posterior', 'epochs', '-ELBO', 'NLL', '-log p(x|z)', 'KL', 'active', 'CPU s']
+    time = measure_of_time(result.figures for results in groups.values() for result in results)
+    header = ['posterior', 'epochs', '-ELBO', 'NLL', '-log p(x|z)', 'KL', 'active', time.header]
     cells = []
     for row in rows:
         estimates = [_common.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'reconstruction', 'kl')]
-        counts = [f'{row["active_units"]["mean"]:.1f}', f'{row["cpu_seconds"]["mean"]:.0f}']
+        counts = [f'{row["active_units"]["mean"]:.1f}', f'{row[time.key]["mean"]:.0f}']
         bits = [f'{bits_per_dim(row[key]["mean"], dims):.3f}' for key in ('neg_elbo', 'nll') if likelihood.in_bits]
-        cells.append([row['posterior'], str(row['epochs']), *estimates, *counts, *bits])
+        bias = [_common.format_estimate(row[_BIAS])] if _BIAS in row else []
+        cells.append([row['posterior'], str(row['epochs']), *estimates, *counts, *bits, *bias])
     if likelihood.in_bits:
         header += ['-ELBO, bits/dim', 'NLL, bits/dim']
     seeds = rows[0]['seeds']
     over = f'over {seeds} seeds' if seeds > 1 else 'over the images, of one seed'
-    exact = 'importance_weighted_nll' in first.by_image
-    nll = 'exact, by quadrature' if exact else 'an upper bound, by importance weighting'
+    nll, more_notes = 'an upper bound, by importance weighting', [likelihood.note] if likelihood.note else []
+    if _BIAS in rows[0]:
+        header.append('IW excess')
+        nll = 'exact, by quadrature'
+        more_notes.append(
+            'IW excess: what the estimate by importance weighting has more than the exact one. Less than 0 means that '
+            'the grid misses mass.'
+        )
     count, nll_count = first.figures['images'], first.figures['nll_images']
     notes = [
         f'Nats per image of {count} test images (NLL: of {nll_count}), mean ± standard error {over}.',
-        f'NLL: {nll}. active: units whose posterior mean varies. CPU s: time of the processor for training.',
-        f'{likelihood.note}\n',
+        f'NLL: {nll}. active: units whose posterior mean varies. {time.header}: {time.name} of training.',
+        *more_notes,
+        '',
     ]
     differences = [
         f'{row["posterior"]} less {other}: '
         + ', '.join(
             f'{name} {_common.format_estimate(less[key])}' for name, key in (('-ELBO', 'neg_elbo'), ('NLL', 'nll'))
         )
-        + f'; {row["cpu_seconds"]["mean"] / (row["cpu_seconds"]["mean"] - less["cpu_seconds"]["mean"]):.2f} of its time'
+        + f'; {row[time.key]["mean"] / (row[time.key]["mean"] - less[time.key]["mean"]):.2f} of its time'
         for row in rows
         for other, less in row['less'].items()
     ]
@@ -146,46 +182,36 @@ def write(groups: Groups, rows: Sequence[dict[str, Any]], path: pathlib.Path) ->
     _common.write_json(path, record)
 
 
-def plot(groups: Groups, data: Split, runs: pathlib.Path, output_dir: pathlib.Path) -> None:
-    """Writes the plots: learning curves of all runs, and what the models of the first seed have learnt."""
-    colors = {label: POSTERIORS.get(label, 'black') for label in groups}
+def plot_curves(groups: Groups, path: pathlib.Path) -> None:
+    """Draws the learning curves of all runs, by epoch and by time, in the colours of their posteriors."""
+    colors = {label: POSTERIORS[results[0].run.posterior] for label, results in groups.items()}
+    time = measure_of_time(result.figures for results in groups.values() for result in results)
     by_epoch, by_time = {}, {}
     for label, results in groups.items():
         curves = [result.figures['curves'] for result in results]
         values = np.array([np.add(curve['val_reconstruction'], curve['val_kl']) for curve in curves])
-        seconds = np.mean([np.cumsum(curve['cpu_seconds']) for curve in curves], axis=0)
-        by_epoch[label] = _plots.Curve(range(1, values.shape[1] + 1), values)
-        by_time[label] = _plots.Curve(list(seconds), values)
+        seconds = np.mean([np.cumsum(curve[time.key]) for curve in curves], axis=0)
+        style = '-' if label in POSTERIORS else '--'  # of a posterior that is there with another number of epochs
+        by_epoch[label] = _plots.Curve(range(1, values.shape[1] + 1), values, style)
+        by_time[label] = _plots.Curve(list(seconds), values, style)
     _plots.plot_learning_curves(
         {'By epoch': by_epoch, 'By time': by_time},
         colors,
         '-ELBO on validation images (nats)',
-        output_dir / 'learning_curves.png',
-        ('epoch', 'CPU seconds of training'),
+        path,
+        ('epoch', f'{time.name} of training'),
     )
-    first = [results[0] for results in groups.values()]
-    images = _evaluation.test_images(data, first[0].run)
+
+
+def plot_models(groups: Groups, data: Split, runs: pathlib.Path, output_dir: pathlib.Path) -> None:
+    """Draws what the models of the first seed have learnt."""
+    first = next(iter(groups.values()))[0]
+    images = _evaluation.test_images(data, first.run)
     vaes = {
-        label: _vae.parts(_image_vae.trained_vae(runs, results[0].run, images.shape[1:]))
+        label: Parts.of(_image_vae.trained_vae(runs, results[0].run, images.shape[1:]))
         for label, results in groups.items()
     }
-    mean = LIKELIHOODS[first[0].run.likelihood].mean
-    shown = images[:_SHOWN]
-    noise = np.random.default_rng(0).normal(size=[_SHOWN, first[0].run.latent_size]).astype(np.float32)
-    rows = {'test images': shown}
-    for label, vae in vaes.items():
-        z = vae.sampling.posterior(*vae.encoder(shown)).sample(seed=[0, 0])
-        rows[f'reconstructed, {label}'] = mean(vae.decoder(z))
-    rows |= {f'sampled, {label}': mean(vae.decoder(noise)) for label, vae in vaes.items()}
-    _plots.plot_images({'': {label: np.asarray(row) for label, row in rows.items()}}, output_dir / 'images.png')
-    if first[0].run.latent_size == 2 and first[0].run.likelihood == 'bernoulli':
-        _plot_posteriors(vaes, images[: first[0].figures['nll_images']], output_dir / 'posteriors.png')
-
-
-def _plot_posteriors(vaes: Mapping[str, Any], images: np.ndarray, path: pathlib.Path) -> None:
-    ranked = _quadrature.least_gaussian_first(vaes, images[:400])
-    ranks = np.unique(np.geomspace(1, max(1, len(ranked) // 4), 4).astype(int))
-    chosen = ranked[ranks - 1]
-    labels = [f'no. {rank} of {len(ranked)}' for rank in ranks]
-    rows = [_quadrature.posterior_densities(vaes, image) for image in chosen]
-    _plots.plot_densities(labels, chosen, rows, path)
+    rows = _pictures.reconstructions_and_samples(vaes, images[:_SHOWN], LIKELIHOODS[first.run.likelihood].mean)
+    _plots.plot_images({'': rows}, output_dir / 'images.png')
+    if first.run.latent_size == 2 and first.run.likelihood == 'bernoulli':
+        _pictures.plot_posteriors(vaes, images[:_RANKED], output_dir / 'posteriors.png')

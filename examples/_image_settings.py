@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import _records
-from _sampling import POSTERIORS, Flow
+from _posteriors import POSTERIORS, Flow
 from absl import flags
 
 # The flags defined below are those of the script that calls: in its --help, and among its key flags.
@@ -83,6 +83,7 @@ def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow, 
     flags.DEFINE_integer('context_size', flow.context_size, 'Size of the context of the flow.', lower_bound=1)
     flags.DEFINE_integer('nll_samples', 1000, 'Importance samples per test image.', lower_bound=1)
     flags.DEFINE_integer('nll_images', nll_images, 'Number of test images for the NLL, at most.', lower_bound=1)
+    flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for the exact NLL if z has two.', lower_bound=2)
     flags.DEFINE_enum('strategy', 'none', ['none', 'mirrored'], 'mirrored: on all GPUs, or a CPU split in two.')
     flags.DEFINE_bool('tensorboard', False, 'Write logs for TensorBoard, in output_dir/runs/*/tensorboard.')
     flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)

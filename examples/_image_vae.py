@@ -12,7 +12,7 @@ import _architectures
 import _averaging
 import _common
 import _images
-import _sampling
+import _posteriors
 import _training
 import keras
 import tensorflow as tf
@@ -36,8 +36,8 @@ def make_vae(settings: Settings, image_shape: Sequence[int], steps_per_epoch: in
     networks = _architectures.make(settings.network, image_shape, outputs, settings.latent_size, settings.hidden_units)
     images = keras.Input(image_shape)
     hidden = networks.encode(images)
-    inputs = _sampling.posterior_inputs(hidden, settings.posterior, settings.latent_size, settings.flow)
-    sampling = _sampling.make_sampling(settings.posterior, settings.flow, kl_loss_weight=1.0, seed=settings.seed)
+    inputs = _posteriors.posterior_inputs(hidden, settings.posterior, settings.latent_size, settings.flow)
+    sampling = _posteriors.make_sampling(settings.posterior, settings.flow, kl_loss_weight=1.0, seed=settings.seed)
     z, _ = sampling(inputs)
     model = keras.Model(images, networks.decoder(z))
     steps = settings.epochs * steps_per_epoch
@@ -86,7 +86,7 @@ def train(load: Callable[[], Split], tensorboard: bool, directory: pathlib.Path,
     count = min(_BATCHES_FOR_STATISTICS, steps)
     some = data.train[: count * settings.batch_size]
     statistics = binarization.fixed(some, seed=2).reshape([count, settings.batch_size, *some.shape[1:]])
-    callbacks = [_averaging.AveragedWeights(statistics), keras.callbacks.CSVLogger(own / 'curves.csv', append=True)]
+    callbacks = [_averaging.AveragedWeights(statistics), _training.curves_logger(own / 'curves.csv')]
     if tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(own / 'tensorboard', write_graph=False))
     _training.fit(
@@ -109,6 +109,7 @@ def train(load: Callable[[], Split], tensorboard: bool, directory: pathlib.Path,
     return {
         'parameters': model.count_params(),
         'ms_per_step': _common.ms_per_step(curves['seconds'], steps),
+        'gpus': len(tf.config.list_physical_devices('GPU')),
         'cpu_seconds': math.fsum(curves['cpu_seconds']),
         'seconds': math.fsum(curves['seconds']),
         'curves': curves,

@@ -24,10 +24,11 @@ _BINS = 60
 
 
 class Curve(NamedTuple):
-    """Learning curves of one model: `steps` `[epochs]`, `values` `[seeds, epochs]`."""
+    """Learning curves of one model: `steps` `[epochs]`, `values` `[seeds, epochs]`, and the style of their line."""
 
-    steps: Sequence[int]
+    steps: Sequence[float]
     values: np.ndarray
+    style: str = '-'
 
 
 class Spread(NamedTuple):
@@ -56,7 +57,7 @@ def plot_learning_curves(
     xlabels = xlabels or ['training step'] * len(panels)
     for axis, xlabel, (title, curves) in zip(axes, xlabels, panels.items(), strict=True):
         for name, curve in curves.items():
-            axis.plot(curve.steps, curve.values.mean(axis=0), color=colors[name], label=name)
+            axis.plot(curve.steps, curve.values.mean(axis=0), curve.style, color=colors[name], label=name)
             low, high = curve.values.min(axis=0), curve.values.max(axis=0)
             axis.fill_between(curve.steps, low, high, color=colors[name], alpha=0.2, linewidth=0)
         # The first epochs of a long run, nats above the rest, would press the curves' ends together.
@@ -90,9 +91,9 @@ def _side_by_side(images: np.ndarray) -> np.ndarray:
 
 
 def plot_densities(
-    labels: Sequence[str], images: np.ndarray, rows: Sequence[Mapping[str, Density]], path: pathlib.Path
+    labels: Sequence[str], images: Sequence[np.ndarray], rows: Sequence[Mapping[str, Density]], path: pathlib.Path
 ) -> None:
-    """Draws a row for each image, `[count, height, width, ...]`: the image, and each model's p, and beside it q."""
+    """Draws a row for each image, `[height, width, ...]`: the image, and each model's p, and beside it q."""
     names = list(rows[0])
     figure = Figure(figsize=(1.3 + 3.4 * len(names), 1.9 * len(rows) + 0.9), layout='constrained')
     figure.suptitle(

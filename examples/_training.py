@@ -1,4 +1,4 @@
-"""Training by `fit` that goes on where it was killed, and strategies for several devices of a machine."""
+"""Training by `fit` that goes on where it was killed, its curves, and strategies for several devices of a machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import _checkpoints
 import _common
 import _images
+import keras
 import tensorflow as tf
 import tqdm
 import tqdm.keras
@@ -74,12 +75,29 @@ def fit(
     return watch
 
 
+def curves_logger(path: pathlib.Path) -> keras.callbacks.CSVLogger:
+    """Returns a callback that writes the curves of a training, or goes on with them, for `read_curves`.
+
+    A last row that a kill has torn is dropped. Its epoch comes again, since no checkpoint is written before the row.
+    """
+    if path.exists():
+        whole = _whole_rows(path)
+        with _common.atomic(path) as temporary:
+            temporary.write_text(whole, encoding='utf-8', newline='')
+    return keras.callbacks.CSVLogger(path, append=True)
+
+
 def read_curves(path: pathlib.Path) -> dict[str, list[float]]:
-    """Returns what `CSVLogger` wrote at the end of each epoch; of one that was repeated when it went on, the last.
+    """Returns the curves, a value for each epoch; of one that was repeated when training went on, the last.
 
     The KL comes without the name of its layer, `sampling`, as `kl` and `val_kl`.
     """
-    with path.open(encoding='utf-8', newline='') as file:
-        rows = [{key.replace('sampling_', ''): value for key, value in row.items()} for row in csv.DictReader(file)]
+    lines = _whole_rows(path).splitlines()
+    rows = [{key.replace('sampling_', ''): value for key, value in row.items()} for row in csv.DictReader(lines)]
     epochs = {int(row['epoch']): row for row in rows}
     return {key: [float(epochs[epoch][key]) for epoch in sorted(epochs)] for key in next(iter(epochs.values()))}
+
+
+def _whole_rows(path: pathlib.Path) -> str:
+    with path.open(encoding='utf-8', newline='') as file:
+        return ''.join(line for line in file if line.endswith('\n'))

@@ -21,8 +21,8 @@ from typing import Any
 
 import _blog_flow
 import _common
-import _plots
-import _quadrature
+import _datasets
+import _pictures
 import _records
 import _script
 import keras
@@ -30,7 +30,6 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import sklearn
-import tensorflow as tf
 import vae_digits
 from _blog_flow import MISTAKES
 from absl import app, flags
@@ -62,37 +61,19 @@ class Settings(vae_digits.Settings):
 # Model and training --------------------------------------------------------------------------------------------------
 
 
-class PenalisedVAE(vae_digits.VAE):
-    """A VAE that adds the regularisers' penalty, if there are any, to the loss in training, and to no figure."""
-
-    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> tf.Tensor:
-        """Returns -ELBO; in training with the KL's weight, and with the penalty."""
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        return loss + sum(self.losses) if training else loss
-
-
 def make_vae(settings: Settings) -> vae_digits.VAE:
     """Makes a VAE; with a flow as that of the post, or, by `vae_digits.make_vae`, without one or with `tfp_iaf`'s."""
     if settings.posterior == 'diagonal':
         return vae_digits.make_vae(settings)
     if settings.posterior == 'tfp_iaf':
         return vae_digits.make_vae(dataclasses.replace(settings, posterior='IAF'))
-    mistakes = settings.mistakes
-    images = hidden = keras.Input([vae_digits.NUM_PIXELS])
-    for units in settings.hidden_units:
-        hidden = keras.layers.Dense(units, activation='elu')(hidden)
-    context = keras.layers.Dense(settings.context_size, 'sigmoid' if 'context' in mistakes else 'elu')(hidden)
-    inputs = [*(keras.layers.Dense(settings.latent_size)(hidden) for _ in range(2)), context]
-    sampling = _blog_flow.BlogSampling(settings.num_flows, settings.flow_hidden_units, mistakes, settings.seed)
-    sampling(inputs)  # built: its variables are made
-    layers = [keras.layers.Dense(units, activation='elu') for units in settings.hidden_units]
-    decoder = keras.Sequential(
-        [keras.Input([settings.latent_size]), *layers, keras.layers.Dense(vae_digits.NUM_PIXELS)]
-    )
-    warm_up_steps = 1 if 'schedule' in mistakes else max(1, settings.steps // 6)
-    vae = PenalisedVAE(keras.Model(images, inputs), sampling, decoder, warm_up_steps)
-    vae(tf.zeros([1, vae_digits.NUM_PIXELS]))  # built, so that weights can be loaded
-    return vae
+
+    def inputs(hidden: Any) -> list[Any]:
+        context = keras.layers.Dense(settings.context_size, 'sigmoid' if 'context' in settings.mistakes else 'elu')
+        return [*(keras.layers.Dense(settings.latent_size)(hidden) for _ in range(2)), context(hidden)]
+
+    sampling = _blog_flow.BlogSampling(settings.num_flows, settings.flow_hidden_units, settings.mistakes, settings.seed)
+    return vae_digits.assemble(settings, inputs, sampling, 1 if 'schedule' in settings.mistakes else None)
 
 
 def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
@@ -104,40 +85,14 @@ def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     fallen for 15 times; the KL's weight is 1. (The post's evaluations are an epoch apart, and its rate starts at 0.001;
     it keeps the last weights, as all do here.)
     """
-    started = time.perf_counter()
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(settings.seed)
-    intensities, test_images = vae_digits.load_digits()
-    vae = make_vae(settings)
-    steps_per_epoch = min(100, settings.steps)
-    watch = _common.TrainingWatch(settings.name, steps_per_epoch)
-    callbacks, rate = [watch], keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
+    rate, callbacks = None, []
     if 'schedule' in settings.mistakes:
         rate = settings.learning_rate
-        callbacks.append(
+        callbacks = [
             keras.callbacks.ReduceLROnPlateau(monitor='val_loss', factor=0.5, patience=15, min_lr=0.001 * rate)
-        )
-    vae.compile(keras.optimizers.Adam(rate), steps_per_execution=steps_per_epoch)
-    vae.optimizer.build(vae.trainable_variables)  # or else `fit`, in which they would be made, traces the step twice
-    vae.fit(
-        vae_digits.training_batches(intensities, settings),
-        epochs=settings.steps // steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        validation_data=tf.data.Dataset.from_tensors(test_images),
-        callbacks=callbacks,
-        shuffle=False,
-        verbose=0,
-    )
-    figures = {
-        **vae_digits.evaluate(vae, test_images, settings),
-        'final_rate': float(vae.optimizer.learning_rate),
-        'penalty': float(sum(vae.losses)),
-        'ms_per_step': watch.ms_per_step,
-        'parameters': vae.count_params(),
-    }
-    with _common.atomic(directory / f'{settings.name}.weights.h5') as path:
-        vae.save_weights(path)
-    return {**figures, 'seconds': time.perf_counter() - started}
+        ]
+    vae, figures = vae_digits.make_and_train(directory, settings, make_vae, rate, callbacks)
+    return {**figures, 'final_rate': float(vae.optimizer.learning_rate), 'penalty': float(sum(vae.losses))}
 
 
 # Tables and plots ----------------------------------------------------------------------------------------------------
@@ -225,18 +180,13 @@ def degrees_note(size: int, seeds: int) -> str:
 def plot(results: dict[Settings, dict[str, Any]], rows: Sequence[dict[str, Any]], output_dir: pathlib.Path) -> None:
     """Writes the plots: the differences, and, with two dimensions, posteriors of the first seed's models."""
     plot_differences(rows, output_dir / 'ablation.png')
-    vaes = {}
-    for run in results:
-        if run.posterior in DRAWN and (run.latent_size, run.seed) == (2, 0):
-            vae = vaes[DRAWN[run.posterior]] = make_vae(run)
-            vae.load_weights(output_dir / 'runs' / f'{run.name}.weights.h5')
+    vaes = {
+        DRAWN[run.posterior]: vae_digits.trained_parts(output_dir / 'runs', run, make_vae)
+        for run in results
+        if run.posterior in DRAWN and (run.latent_size, run.seed) == (2, 0)
+    }
     if vaes:
-        _, images = vae_digits.load_digits()
-        ranks = np.array([1, 4, 16, 64])
-        chosen = _quadrature.least_gaussian_first(vaes, images)[ranks - 1]
-        densities = [_quadrature.posterior_densities(vaes, image) for image in chosen]
-        labels = [f'no. {rank} of {len(images)}' for rank in ranks]
-        _plots.plot_densities(labels, chosen.reshape(-1, 8, 8), densities, output_dir / 'posteriors.png')
+        _pictures.plot_posteriors(vaes, _datasets.load_digits().test, output_dir / 'posteriors.png')
 
 
 def plot_differences(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:

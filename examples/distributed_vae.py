@@ -24,16 +24,18 @@ from typing import Any
 
 import _checkpoints
 import _common
+import _datasets
 import _images
+import _keras_vae
 import _training
-import _vae
-import _vae_settings
 import keras
 import keras_vae
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tqdm
+from _estimates import Parts
+from _keras_vae import Settings
 from _likelihoods import bernoulli
 from absl import app, flags, logging
 
@@ -43,18 +45,18 @@ tfd = tfp.distributions
 # One machine: fit ----------------------------------------------------------------------------------------------------
 
 
-def train_mirrored(settings: _vae_settings.Settings, output_dir: pathlib.Path) -> dict[str, Any]:
+def train_mirrored(settings: Settings, output_dir: pathlib.Path) -> dict[str, Any]:
     """Trains with `fit` on several devices, and returns the figures of the model."""
     strategy = _training.mirrored_strategy()
     print(f'{strategy.num_replicas_in_sync} devices.')
     keras.utils.set_random_seed(settings.seed)
-    data = _images.load_data(settings.data)
+    data = _datasets.load_mnist_or_digits(settings.data)
     with strategy.scope():
         # XLA cannot compile a step that is distributed: with jit_compile=True, `fit` raises InvalidArgumentError.
         model = keras_vae.make_vae(settings, data.train.shape[1:], jit_compile=False)
-    _vae.fit(model, data, settings, output_dir / settings.name)
-    _vae.save(model, data.test[:10], output_dir / f'{settings.name}.keras')
-    return _vae.evaluate(model, data.test[: settings.evaluation_images], settings)
+    _keras_vae.fit(model, data, settings, output_dir / settings.name)
+    _keras_vae.save(model, data.test[:10], output_dir, settings)
+    return _keras_vae.evaluate(model, data.test, settings)
 
 
 # Several workers: a training loop ------------------------------------------------------------------------------------
@@ -69,12 +71,12 @@ class Training:
         data: The images.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, settings: _vae_settings.Settings, data: _images.Data) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, settings: Settings, data: _datasets.Data) -> None:
         self.strategy, self.settings, self.data = strategy, settings, data
         keras.utils.set_random_seed(settings.seed)  # the workers must begin with the same weights
         with strategy.scope():
             self.model = keras_vae.make_vae(settings, data.train.shape[1:], jit_compile=False)
-        self._parts = _vae.parts(self.model)
+        self._parts = Parts.of(self.model)
         self.steps_per_epoch = _images.steps_per_epoch(data.train, settings.batch_size)
         self.num_steps = settings.epochs * self.steps_per_epoch
 
@@ -137,15 +139,13 @@ class Training:
         return float(total) == value * self.strategy.num_replicas_in_sync
 
 
-def train_multiworker(
-    settings: _vae_settings.Settings, output_dir: pathlib.Path, checkpoint_steps: int
-) -> dict[str, Any]:
+def train_multiworker(settings: Settings, output_dir: pathlib.Path, checkpoint_steps: int) -> dict[str, Any]:
     """Trains as the worker that `TF_CONFIG` says, and returns its losses and the figures of the model."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else that TensorFlow does
     tf.config.experimental.enable_op_determinism()
     worker = f'{strategy.cluster_resolver.task_type}-{strategy.cluster_resolver.task_id}'
     is_chief = strategy.extended.should_checkpoint
-    training = Training(strategy, settings, _images.load_data(settings.data))
+    training = Training(strategy, settings, _datasets.load_mnist_or_digits(settings.data))
 
     steps_done = tf.Variable(0, dtype=tf.int64)
     checkpoint = _checkpoints.of(training.model, steps_done)
@@ -176,8 +176,8 @@ def train_multiworker(
                 shutil.rmtree(own)
     figures = {}
     if is_chief:
-        _vae.save(training.model, training.data.test[:10], output_dir / f'{settings.name}.keras')
-        figures = _vae.evaluate(training.model, training.data.test[: settings.evaluation_images], settings)
+        _keras_vae.save(training.model, training.data.test[:10], output_dir, settings)
+        figures = _keras_vae.evaluate(training.model, training.data.test, settings)
     training.same_everywhere(0)  # no worker leaves before the chief is done
     return {'worker': worker, 'first_step': first_step, 'losses': losses, **figures}
 
@@ -191,9 +191,7 @@ def local_cluster(num_workers: int) -> list[str]:
     return [json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': i}}) for i in range(num_workers)]
 
 
-def local_worker(
-    settings: _vae_settings.Settings, output_dir: pathlib.Path, checkpoint_steps: int, tf_config: str
-) -> dict[str, Any]:
+def local_worker(settings: Settings, output_dir: pathlib.Path, checkpoint_steps: int, tf_config: str) -> dict[str, Any]:
     """Is one worker on this machine, on the CPU: two processes would not share a GPU."""
     os.environ['TF_CONFIG'] = tf_config
     tf.config.set_visible_devices([], 'GPU')
@@ -201,7 +199,7 @@ def local_worker(
 
 
 def train_local_workers(
-    settings: _vae_settings.Settings, output_dir: pathlib.Path, checkpoint_steps: int, num_workers: int
+    settings: Settings, output_dir: pathlib.Path, checkpoint_steps: int, num_workers: int
 ) -> dict[str, Any]:
     """Trains in several processes on this machine, and returns what the chief does."""
     work = functools.partial(local_worker, settings, output_dir, checkpoint_steps)
@@ -221,7 +219,7 @@ def define_flags() -> None:
     flags.DEFINE_enum('strategy', 'mirrored', ['mirrored', 'multiworker'], 'Devices of one machine, or workers.')
     flags.DEFINE_integer('local_workers', 0, 'Start so many workers on this machine, for a try.', lower_bound=0)
     flags.DEFINE_integer('checkpoint_steps', 100, 'Steps between checkpoints of the workers.', lower_bound=1)
-    _vae_settings.define_flags('results/distributed_vae', epochs=20)
+    _keras_vae.define_flags('results/distributed_vae', epochs=20)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -234,7 +232,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError('--strategy=multiworker needs TF_CONFIG or --local_workers, not both; mirrored neither.')
     logging.set_verbosity(logging.WARNING)  # TensorFlow has notes on every checkpoint
     started = time.perf_counter()
-    settings = _vae_settings.from_flags()
+    settings = _keras_vae.from_flags()
     output_dir = pathlib.Path(options.output_dir) / options.strategy
     if not multiworker:
         tf.config.experimental.enable_op_determinism()

@@ -15,19 +15,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import _common
-import _images
-import _vae
-import _vae_results
-import _vae_settings
+import _datasets
+import _keras_vae
 import keras
 import tensorflow as tf
+from _keras_vae import Settings
 from _likelihoods import bernoulli
 from absl import app, flags, logging
 
 import tfp_iaf.keras
 
 
-def make_vae(settings: _vae_settings.Settings, image_shape: Sequence[int], jit_compile: bool | str = 'auto') -> Any:
+def make_vae(settings: Settings, image_shape: Sequence[int], jit_compile: bool | str = 'auto') -> Any:
     """Makes the VAE: a functional model from images to logits, compiled. Its loss is -ELBO."""
     height, width, _ = image_shape
     first, second = settings.filters
@@ -66,17 +65,17 @@ def make_vae(settings: _vae_settings.Settings, image_shape: Sequence[int], jit_c
     return model
 
 
-def train(directory: pathlib.Path, settings: _vae_settings.Settings) -> dict[str, Any]:
+def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     """Trains and evaluates one VAE; writes it to `directory`, and returns its figures."""
     started = time.perf_counter()
     keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
-    data = _images.load_data(settings.data)
+    data = _datasets.load_mnist_or_digits(settings.data)
     model = make_vae(settings, data.train.shape[1:])
-    watch = _vae.fit(model, data, settings, directory / settings.name)
-    _vae.save(model, data.test[:10], directory / f'{settings.name}.keras')
+    watch = _keras_vae.fit(model, data, settings, directory / settings.name)
+    _keras_vae.save(model, data.test[:10], directory, settings)
     return {
-        **_vae.evaluate(model, data.test[: settings.evaluation_images], settings),
+        **_keras_vae.evaluate(model, data.test, settings),
         'ms_per_step': watch.ms_per_step,
         'parameters': model.count_params(),
         'seconds': time.perf_counter() - started,
@@ -85,7 +84,7 @@ def train(directory: pathlib.Path, settings: _vae_settings.Settings) -> dict[str
 
 def define_flags() -> None:
     """Defines the command line; in a function, since tests and other scripts import this module too."""
-    _vae_settings.define_flags('results/keras_vae')
+    _keras_vae.define_flags('results/keras_vae')
     flags.DEFINE_bool('fresh', False, 'Train anew what output_dir already has.')
 
 
@@ -100,13 +99,13 @@ def main(argv: Sequence[str]) -> None:
     output_dir = pathlib.Path(flags.FLAGS.output_dir)
     if flags.FLAGS.fresh:
         shutil.rmtree(output_dir / 'runs', ignore_errors=True)
-    settings = _vae_settings.from_flags()
+    settings = _keras_vae.from_flags()
     print(f'Data: {f"MNIST, from {settings.data}" if settings.data else "8x8 digits, from scikit-learn"}.')
     runs = [dataclasses.replace(settings, num_flows=count) for count in sorted({0, settings.num_flows})]
-    results = _common.run_cached(train, runs, output_dir / 'runs', 1, False, _vae_results.describe)
-    print(_vae_results.report(results))
-    _vae_results.plot(results, output_dir)
-    _vae_results.write(results, output_dir / 'results.json')
+    results = _common.run_cached(train, runs, output_dir / 'runs', 1, False, _keras_vae.describe)
+    print(_keras_vae.report(results))
+    _keras_vae.plot(results, output_dir)
+    _keras_vae.write(results, output_dir / 'results.json')
     print(f'\nWrote results.json and a plot to {output_dir} in {time.perf_counter() - started:.0f} s.')
 
 

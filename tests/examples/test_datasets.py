@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10 from files, and what is said where there are none."""
+"""Images from files and from libraries, and what is said where there are none."""
 
 import pickle
 import socket
@@ -10,6 +10,8 @@ import pytest
 
 from tests.examples.image_data import digits, write_cifar10, write_mnist
 from tests.flows import raises
+
+MNIST = _datasets.find_mnist()
 
 
 def no_internet(*args, **kwargs):
@@ -32,6 +34,39 @@ def test_mnist_from_keras(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
     assert from_keras.fingerprint == from_path.fingerprint
     assert from_path._replace(test=from_path.test + 1).fingerprint != from_path.fingerprint
+
+
+class TestMnistOrDigits:
+    def test_mnist_is_looked_for_where_keras_keeps_it(self, tmp_path, monkeypatch):
+        monkeypatch.setenv('KERAS_HOME', str(tmp_path))
+        assert _datasets.find_mnist() == ''
+        path = tmp_path / 'datasets' / 'mnist.npz'
+        path.parent.mkdir()
+        path.touch()
+        assert _datasets.find_mnist() == str(path)
+        assert _datasets.find_mnist(__file__) == __file__
+
+    def test_mnist(self, tmp_path):
+        path = write_mnist(tmp_path)
+        data, (train, test) = _datasets.load_mnist_or_digits(str(path)), digits()
+        np.testing.assert_array_equal(data.train[..., 0], (train / 255).astype(np.float32))
+        assert set(np.unique(data.test)) == {0, 1} and data.test.shape == (*test.shape, 1)
+        assert np.abs(data.test.mean(axis=0)[..., 0] - test.mean(axis=0) / 255).max() < 0.3
+
+    def test_digits_are_split_and_binarised_alike_each_time(self):
+        (train, test), (train_again, test_again) = _datasets.load_digits(), _datasets.load_mnist_or_digits('')
+        assert train.shape == (1397, 8, 8, 1) and test.shape == (400, 8, 8, 1)
+        assert train.min() == 0 and train.max() == 1 and len(np.unique(train)) == 17
+        assert set(np.unique(test)) == {0, 1}
+        np.testing.assert_array_equal(train, train_again)
+        np.testing.assert_array_equal(test, test_again)
+
+    @pytest.mark.skipif(not MNIST, reason='Keras has not downloaded MNIST')
+    def test_all_of_mnist(self):
+        data = _datasets.load_mnist_or_digits(MNIST)
+        assert data.train.shape == (60000, 28, 28, 1) and data.test.shape == (10000, 28, 28, 1)
+        assert data.train.mean() == pytest.approx(0.1307, abs=1e-4) and data.train.max() == 1
+        assert data.test.mean() == pytest.approx(0.1325, abs=1e-3) and set(np.unique(data.test)) == {0, 1}
 
 
 def test_cifar10_from_a_path_and_where_keras_keeps_data(tmp_path, monkeypatch):
@@ -64,8 +99,9 @@ def test_without_internet_it_says_where_to_put_the_data(name, tmp_path, monkeypa
 
 
 def test_paths_at_which_there_is_nothing(tmp_path):
-    with raises(FileNotFoundError, "data: got 'nowhere.npz'", 'a file mnist.npz'):
-        _datasets.load_mnist('nowhere.npz')
+    for load in (_datasets.load_mnist, _datasets.find_mnist, _datasets.load_mnist_or_digits):
+        with raises(FileNotFoundError, "data: got 'nowhere.npz'", 'a file mnist.npz'):
+            load('nowhere.npz')
     path, _ = write_cifar10(tmp_path)
     (path / 'data_batch_3').unlink()
     with raises(FileNotFoundError, 'data: got ', 'folder cifar-10-batches-py', 'There is no data_batch_3.'):

@@ -13,9 +13,8 @@ import time
 
 import _checkpoints
 import _common
-import _images
+import _datasets
 import _training
-import _vae
 import distributed_vae
 import keras
 import keras_vae
@@ -23,7 +22,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from _vae_settings import Settings
+from _estimates import Parts
+from _keras_vae import Settings
 
 from tests.examples import small_vae
 from tfp_iaf.keras import IAFSampling
@@ -44,7 +44,7 @@ def in_new_process(function, *args):
 
 
 def one_device(settings):
-    return distributed_vae.Training(tf.distribute.get_strategy(), settings, _images.load_data(''))
+    return distributed_vae.Training(tf.distribute.get_strategy(), settings, _datasets.load_digits())
 
 
 def two_steps(tf_config):
@@ -56,13 +56,13 @@ def two_steps(tf_config):
         training, worker = one_device(SMALL), 0
     elif tf_config == 'mirrored':
         training, worker = (
-            distributed_vae.Training(_training.mirrored_strategy(), SMALL, _images.load_data('')),
+            distributed_vae.Training(_training.mirrored_strategy(), SMALL, _datasets.load_digits()),
             0,
         )
     else:
         os.environ['TF_CONFIG'] = tf_config
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        training = distributed_vae.Training(strategy, SMALL, _images.load_data(''))
+        training = distributed_vae.Training(strategy, SMALL, _datasets.load_digits())
         worker = strategy.cluster_resolver.task_id
     with training.strategy.scope():
         training.model.compile(keras.optimizers.SGD(1e-2))
@@ -83,7 +83,7 @@ def mirrored(output_dir):
     before = {weight.path: weight.numpy() for weight in model.weights}
     epochs_done = _checkpoints.Backup(model, output_dir / SMALL.name).restore()
     copies = {w.path: [c.numpy() for c in strategy.experimental_local_results(w.value)] for w in model.weights}
-    _, sampling, _ = _vae.parts(model)
+    _, sampling, _ = Parts.of(model)
     inputs = [tf.zeros([5, 3]), tf.zeros([5, 3]), tf.zeros([5, 4])]
     draws = tf.function(lambda: strategy.run(lambda: sampling(inputs)[0]))()
     return figures, epochs_done, before, copies, [z.numpy() for z in strategy.experimental_local_results(draws)]
@@ -160,7 +160,7 @@ class TestLoss:
         rng = np.random.default_rng(0)
         images = training.data.test[:6]
         noise = rng.normal(size=[6, 3]).astype(np.float32)
-        encoder, sampling, decoder = _vae.parts(training.model)
+        encoder, sampling, decoder = Parts.of(training.model)
         for variable in sampling.trainable_variables:
             variable.assign_add(rng.normal(scale=0.3, size=variable.shape))
         inputs = encoder(images)

@@ -8,7 +8,7 @@ import pytest
 import vae_cifar10
 import vae_mnist
 from _image_settings import Evaluation
-from _sampling import Flow
+from _posteriors import Flow
 from absl import flags
 
 from tests.examples.image_data import small_settings
@@ -39,7 +39,7 @@ def runs(monkeypatch):
             script.define_flags()
             values(['script.py', *command])
             made = []
-            patch.setattr(script._experiment, 'run', lambda argv, load, **fixed: made.append(fixed))
+            patch.setattr(script._comparison, 'run', lambda argv, load, **fixed: made.append(fixed))
             script.main(['script.py'])
             return _image_settings.runs_from_flags(data='abc', **made[0])
 

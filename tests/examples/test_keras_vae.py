@@ -1,6 +1,7 @@
-"""The Keras VAE: a tiny run of the script itself, its parts, and what is left when it is killed."""
+"""The Keras VAE: a tiny run of the script itself, its parts and settings, and what is left when it is killed."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -10,15 +11,18 @@ import subprocess
 import sys
 import time
 
-import _images
-import _vae
+import _datasets
+import _keras_vae
 import keras
 import keras_vae
 import matplotlib.image
 import numpy as np
 import pytest
+import tensorflow as tf
+from _estimates import Parts
+from absl import flags
 
-from tests.examples.small_vae import SMALL
+from tests.examples.small_vae import SMALL, small_model
 
 TINY = {'epochs': 3, 'batch_size': 20, 'evaluation_images': 30, 'evaluation_samples': 20}
 
@@ -61,6 +65,7 @@ class TestTinyRun:
         assert set(record['versions']) >= {'tfp_iaf', 'tensorflow', 'tensorflow_probability', 'keras'}
         assert [run['num_flows'] for run in record['runs']] == [0, 2]
         for run in record['runs']:
+            assert run['images'] == TINY['evaluation_images']
             assert math.isfinite(run['neg_elbo']) and run['nll'] < run['neg_elbo'] < 64 * math.log(2)
             assert f'{run["neg_elbo"]:.2f}' in output and f'{run["nll"]:.2f}' in output
         height, width, _ = matplotlib.image.imread(directory / 'reconstructions_and_samples.png').shape
@@ -68,10 +73,10 @@ class TestTinyRun:
 
     def test_models_can_be_used(self, tiny_run):
         (path,) = (tiny_run[0] / 'runs').glob('2-flows-*.keras')
-        images = _images.load_data('').test[:4]
+        images = _datasets.load_digits().test[:4]
         model = keras.saving.load_model(path)
         assert model(images).shape == images.shape
-        encoder, sampling, _ = _vae.parts(model)
+        encoder, sampling, _ = Parts.of(model)
         assert sampling.posterior(*encoder(images)).sample(5).shape == (5, 4, 16)
 
     def test_leaves_no_temporary_file(self, tiny_run):
@@ -105,3 +110,46 @@ def test_training_that_diverges_ends_with_its_step(tmp_path):
 def test_images_like_mnist():
     images = np.zeros([5, 28, 28, 1], np.float32)
     assert keras_vae.make_vae(SMALL, images.shape[1:])(images).shape == images.shape
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize('num_flows', [0, 2])
+    def test_a_decoder_that_ignores_z_has_a_known_likelihood(self, num_flows):
+        model = small_model(num_flows)
+        bias = model.get_layer('decoder').layers[-1].bias
+        model.get_layer('decoder').layers[-1].kernel.assign(tf.zeros([3, 3, 1, 4]))
+        bias.assign([0.7])
+        images = _datasets.load_digits().test[:25]
+        exact = float(np.mean(np.sum(np.log1p(np.exp(0.7)) - 0.7 * images, axis=(1, 2, 3))))
+        settings = dataclasses.replace(SMALL, num_flows=num_flows)
+        figures = _keras_vae.evaluate(model, images, settings)
+        assert figures['nll'] == pytest.approx(exact, abs=0.02)
+        assert figures['neg_elbo'] > exact
+        # What `fit` minimises is the same -ELBO.
+        assert model.evaluate(images, images, verbose=0)[0] == pytest.approx(figures['neg_elbo'], abs=0.2)
+
+
+def test_a_model_that_is_read_otherwise_than_written_is_refused(tmp_path, monkeypatch):
+    other = small_model()
+    other.get_layer('z_mean').bias.assign([0.0, 0.1, 0.0])
+    monkeypatch.setattr(keras.saving, 'load_model', lambda path: other)
+    with pytest.raises(RuntimeError, match=r'\.keras: the model that was read'):
+        _keras_vae.save(small_model(), _datasets.load_digits().test[:2], tmp_path, SMALL)
+
+
+def test_other_settings_have_other_names():
+    others = [SMALL, *(dataclasses.replace(SMALL, **{key: 7}) for key in ('num_flows', 'epochs', 'seed', 'data'))]
+    assert len({run.name for run in others}) == len(others)
+
+
+@pytest.mark.parametrize(('epochs', 'command', 'expected'), [(None, [], 300), (20, [], 20), (20, ['--epochs=7'], 7)])
+def test_settings_from_the_command_line(epochs, command, expected, monkeypatch, tmp_path):
+    monkeypatch.setenv('KERAS_HOME', str(tmp_path))
+    monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
+    for name in ('DEFINE_integer', 'DEFINE_string'):
+        define = functools.partial(getattr(flags, name), flag_values=flags.FLAGS)
+        monkeypatch.setattr(flags, name, define)
+    _keras_vae.define_flags('results', epochs)
+    flags.FLAGS(['script.py', '--flows=0', '--batch_size=7', '--evaluation_samples=8', *command])
+    settings = _keras_vae.from_flags()
+    assert settings == _keras_vae.Settings(0, '', expected, batch_size=7, evaluation_samples=8)

@@ -22,7 +22,7 @@ def test_tiny_run(tmp_path):
     output, record = run_script(vae_cifar10, tmp_path, data=path, posteriors='iaf', **TINY)
     assert 'Images: 90 train, 10 validation, 20 test.' in output
     (run,) = record['runs']
-    assert math.isfinite(run['nll']) and run['neg_elbo'] == pytest.approx(run['reconstruction'] + run['kl'])
+    assert math.isfinite(run['nll']) and run['neg_elbo'] > run['reconstruction'] > 0
     bits = run['neg_elbo'] / (32 * 32 * 3 * math.log(2))
     assert f'{bits:.3f}' in output and '-ELBO, bits/dim' in output and bits > 4
     height, width, _ = matplotlib.image.imread(tmp_path / 'out' / 'images.png').shape

@@ -5,27 +5,32 @@ import functools
 import math
 import pathlib
 
+import _architectures
 import _checkpoints
 import _common
+import _comparison
 import _datasets
+import _estimates
 import _evaluation
-import _experiment
 import _image_report
 import _image_vae
-import _vae
+import _likelihoods
 import h5py
+import keras
 import matplotlib.image
 import numpy as np
 import pytest
 import tensorflow as tf
 import vae_mnist
+from _estimates import Parts
 from _image_settings import Evaluation
+from _posteriors import POSTERIORS
 
 from tests.examples.image_data import run_script, small_settings, write_mnist
 from tests.flows import raises
 
 TINY = {'epochs': 2, 'batch_size': 25, 'flows': 2, 'flow_hidden_units': 8, 'context_size': 4, 'hidden_units': 16}
-TINY |= {'nll_samples': 30, 'nll_images': 30, 'warm_up_steps': 10}
+TINY |= {'nll_samples': 30, 'nll_images': 30, 'grid_size': 100, 'warm_up_steps': 10}
 LABELS = ['diagonal', 'full covariance', 'IAF', 'diagonal, 3 epochs']
 
 
@@ -61,12 +66,20 @@ class TestTinyRun:
 
     def test_figures_fit_one_another(self, tiny_run):
         for run in tiny_run[2]['runs']:
-            assert run['neg_elbo'] == pytest.approx(run['reconstruction'] + run['kl'], abs=1e-6)
             assert run['kl'] > 0 and 0 <= run['active_units'] <= 2 and run['cpu_seconds'] > 0
             assert (run['images'], run['nll_images']) == (40, 30)
+            assert run['gpus'] == len(tf.config.list_physical_devices('GPU'))
             # Two dimensions: exact, and by importance weighting.
             assert run['importance_weighted_nll'] == pytest.approx(run['nll'], abs=0.3)
             assert run['nll'] < run['neg_elbo'] + 0.5 < 64 * math.log(2) + 5
+
+    def test_says_by_how_much_importance_weighting_is_off(self, tiny_run):
+        _, output, record = tiny_run
+        assert 'IW excess' in output
+        for row, run in zip(record['aggregated'], record['runs'], strict=True):
+            bias = row['importance_weighting_bias']
+            assert bias['mean'] == pytest.approx(run['importance_weighted_nll'] - run['nll']) and bias['mean'] != 0
+            assert f'{bias["mean"]:.3f} ± {bias["standard_error"]:.3f}\n' in output
 
     def test_with_one_seed_errors_are_those_over_images(self, tiny_run):
         directory, _, record = tiny_run
@@ -100,6 +113,8 @@ class TestTinyRun:
         fixed = {'data': data.fingerprint, 'epochs': 2, 'batch_size': 25, 'latent_size': 2}
         run = small_settings('diagonal', **fixed)
         (trained,) = _common.run_cached(never, [run], directory / 'runs', 1, False, str).values()
+        evaluations = [Evaluation(run, nll_samples=30, nll_images=30, grid_size=size) for size in (100, 300)]
+        assert [(directory / 'evaluations' / f'{each.name}.json').is_file() for each in evaluations] == [True, False]
         evaluation = Evaluation(run, nll_samples=5, nll_images=10)
         figures = _evaluation.evaluate(lambda: data, directory / 'runs', tmp_path, evaluation)
         (old,) = (each for each in record['runs'] if each['posterior'] == 'diagonal' and each['epochs'] == 2)
@@ -121,9 +136,24 @@ class KilledError(Exception):
     """What ends a training before its last checkpoint."""
 
 
-def trained(folder, is_killed):
-    """The weights after three epochs, once killed in the third one if told so, and the losses of all epochs."""
+def tiny_convolutions(name, image_shape, outputs, latent_size, hidden_units):
+    """An encoder and a decoder with batch normalisation, for 8x8 images."""
+    layers = keras.layers
+    encoder = [layers.Conv2D(3, 3, 2), layers.BatchNormalization(), layers.Flatten(), layers.Dense(6, 'elu')]
+    decoder = [
+        layers.Dense(64, 'elu'),
+        layers.BatchNormalization(),
+        layers.Reshape([8, 8, 1]),
+        layers.Conv2D(outputs, 1),
+    ]
+    return _architectures._networks(encoder, decoder, latent_size)
+
+
+def trained(folder, network, is_killed):
+    """The weights after three epochs, once killed in the third one if told so, the curves, and the last checkpoint."""
     settings = small_settings('IAF')
+    if network == 'convolutions':
+        _architectures.make = tiny_convolutions  # in a process of its own
     train = functools.partial(
         _image_vae.train, functools.partial(_datasets.load_mnist, str(folder / 'mnist.npz')), False
     )
@@ -144,17 +174,24 @@ def trained(folder, is_killed):
     with h5py.File(_image_vae.weights_path(own, settings)) as file:
         weights: dict[str, np.ndarray] = {}
         file.visititems(lambda n, item: weights.update({n: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return weights, figures['curves']
+    checkpoint = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(own / settings.name)))
+    state = {name: checkpoint.get_tensor(name) for name in checkpoint.get_variable_to_shape_map()}
+    return weights, figures['curves'], {name: value for name, value in state.items() if 'VARIABLE_VALUE' in name}
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_ends_with_the_same_averaged_weights(tmp_path):
+@pytest.mark.parametrize('network', ['dense', 'convolutions'])
+def test_killed_and_started_again_it_ends_with_the_same_averaged_weights(network, tmp_path):
     write_mnist(tmp_path)
-    results = dict(_common.run_all(functools.partial(trained, tmp_path), [False, True], jobs=2))
-    (weights, curves), (resumed, other_curves) = results[False], results[True]
+    results = dict(_common.run_all(functools.partial(trained, tmp_path, network), [False, True], jobs=2))
+    (weights, curves, state), (resumed, other_curves, other_state) = results[False], results[True]
     assert len(weights) == len(resumed) > 20
-    for name, value in weights.items():
-        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    assert any('batch_normalization' in name for name in weights) == (network == 'convolutions')
+    # Checkpoints have the same variables as they are in training, not averaged; the epochs; and their own number.
+    assert len(state) == len(other_state) == len(weights) + 2
+    for one, other in ((weights, resumed), (state, other_state)):
+        for name, value in one.items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
     for key in ('epoch', 'loss', 'val_reconstruction', 'val_kl'):
         assert curves[key] == other_curves[key] and len(curves[key]) == 3
     assert len(other_curves['cpu_seconds']) == 3
@@ -173,15 +210,22 @@ def test_data_that_are_not_there_end_the_script_with_what_to_do(monkeypatch):
     def load():
         raise FileNotFoundError('Put it there.')
 
-    monkeypatch.setattr(_experiment.flags, 'FLAGS', None)
+    monkeypatch.setattr(_comparison.flags, 'FLAGS', None)
     with pytest.raises(SystemExit, match='Put it there'):
-        _experiment.run(['vae_mnist.py'], load)
+        _comparison.run(['vae_mnist.py'], load)
 
 
 def results(run, shift):
     by_image = {key: np.arange(4.0) + shift for key in ('neg_elbo', 'nll', 'reconstruction', 'kl')}
     figures = {key: float(values.mean()) for key, values in by_image.items()}
-    figures |= {'active_units': 3, 'cpu_seconds': 1.0, 'images': 4, 'nll_images': 4, 'image_shape': [8, 8, 1]}
+    figures |= {
+        'active_units': 3,
+        'cpu_seconds': 1.0,
+        'seconds': 5.0 - shift,
+        'images': 4,
+        'nll_images': 4,
+        'image_shape': [8, 8, 1],
+    }
     return _image_report.Result(run, figures, by_image)
 
 
@@ -202,6 +246,35 @@ class TestReport:
         assert 'IAF less diagonal: -ELBO -1.000 ± 0.000, NLL -1.000 ± 0.000; 1.00 of its time' in text
         assert 'over 3 seeds' in text and 'bits/dim' not in text
 
+    @pytest.mark.parametrize(('gpus', 'header', 'share'), [(0, 'CPU s', '1.00'), (1, ' s', '0.75')])
+    def test_on_a_gpu_time_is_that_of_the_clock(self, gpus, header, share):
+        groups = {label: [results(small_settings(label), shift)] for label, shift in (('diagonal', 1.0), ('IAF', 2.0))}
+        groups['IAF'][0].figures['gpus'] = gpus
+        text = _image_report.report(groups, _image_report.aggregate(groups))
+        assert text.splitlines()[1].endswith(header) and f'; {share} of its time' in text
+        figures = {**groups['IAF'][0].figures, 'ms_per_step': 1.0}
+        figures['curves'] = {'val_reconstruction': [1.0], 'val_kl': [1.0]}
+        described = _image_report.describe_training(small_settings(), figures)
+        assert described.endswith('3 seconds' if gpus else '1 CPU seconds')
+
+    def test_curves_have_the_colours_of_their_posteriors(self, monkeypatch, tmp_path):
+        drawn = []
+        monkeypatch.setattr(_image_report._plots, 'plot_learning_curves', lambda *args: drawn.append(args))
+        groups = {}
+        for label, epochs in (('diagonal', 2), ('IAF', 2), ('diagonal, 3 epochs', 3)):
+            (result,) = groups[label] = [results(small_settings(label.split(',')[0], epochs=epochs), 0.0)]
+            result.figures['curves'] = {
+                key: [1.0] * epochs for key in ('val_reconstruction', 'val_kl', 'seconds', 'cpu_seconds')
+            }
+        _image_report.plot_curves(groups, tmp_path / 'curves.png')
+        ((panels, colors, *_),) = drawn
+        assert {label: colors[label] for label in ('diagonal', 'IAF')} == {
+            k: POSTERIORS[k] for k in ('diagonal', 'IAF')
+        }
+        assert colors['diagonal, 3 epochs'] == POSTERIORS['diagonal']
+        for curves in panels.values():
+            assert [curve.style for curve in curves.values()] == ['-', '-', '--']
+
     def test_bits_per_dim(self):
         run = dataclasses.replace(small_settings('diagonal'), likelihood='discretized logistic', binarization=None)
         groups = {'diagonal': [results(run, 64 * 3 * math.log(2) - 1.5)]}
@@ -214,8 +287,14 @@ class TestModel:
     def test_its_loss_is_neg_elbo(self, posterior):
         images = np.random.default_rng(0).integers(0, 2, [40, 8, 8, 1]).astype(np.float32)
         model = _image_vae.make_vae(small_settings(posterior), [8, 8, 1])
-        expected = _vae._estimates.estimate(_vae.parts(model), _vae.bernoulli, images, 200).neg_elbo.mean()
-        assert model.evaluate(images, images, verbose=0)[0] == pytest.approx(expected, abs=1.0)
+        mean = model.get_layer('z_mean')
+        mean.kernel.assign(5 * mean.kernel)  # or else the KL would be too small to be missed
+        estimates = _estimates.estimate(Parts.of(model), _likelihoods.bernoulli, images, 500)
+        many = np.repeat(images, 200, axis=0)
+        losses = model.evaluate(many, many, batch_size=2000, verbose=0, return_dict=True)
+        assert losses['loss'] == pytest.approx(estimates.neg_elbo.mean(), abs=0.5)
+        assert losses['reconstruction'] == pytest.approx(estimates.reconstruction.mean(), abs=0.3)
+        assert estimates.kl.mean() > 10
 
     def test_deep_flows_train_at_a_high_rate(self):
         flow = dataclasses.replace(small_settings('IAF').flow, num_flows=16, gate_start=0.0)

@@ -55,7 +55,9 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
         options.fresh,
         _image_report.describe_training,
     )
-    evaluations = [Evaluation(settings, options.nll_samples, options.nll_images) for settings in runs]
+    evaluations = [
+        Evaluation(settings, options.nll_samples, options.nll_images, grid_size=options.grid_size) for settings in runs
+    ]
     evaluated = _common.run_cached(
         functools.partial(_evaluation.evaluate, load, directory),
         evaluations,
@@ -68,5 +70,6 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
     rows = _image_report.aggregate(groups)
     print(_image_report.report(groups, rows))
     _image_report.write(groups, rows, output_dir / 'results.json')
-    _image_report.plot(groups, data, directory, output_dir)
+    _image_report.plot_curves(groups, output_dir / 'learning_curves.png')
+    _image_report.plot_models(groups, data, directory, output_dir)
     print(f'\nWrote results.json and plots to {output_dir} in {time.perf_counter() - started:.0f} s.')
