@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import _common
 import _evaluation
 import _image_report
 import _image_settings
 import _image_vae
+import _runs
 from _datasets import Split
 from _image_settings import Evaluation
 from absl import app, flags, logging
@@ -47,7 +47,7 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
             shutil.rmtree(directory / settings.name, ignore_errors=True)
     counts = ', '.join(f'{len(images)} {part}' for part, images in data._asdict().items())
     print(f'{len(runs)} VAEs, {jobs} at a time. Images: {counts}.')
-    trained = _common.run_cached(
+    trained = _runs.run_cached(
         functools.partial(_image_vae.train, load, options.tensorboard),
         runs,
         directory,
@@ -58,7 +58,7 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
     evaluations = [
         Evaluation(settings, options.nll_samples, options.nll_images, grid_size=options.grid_size) for settings in runs
     ]
-    evaluated = _common.run_cached(
+    evaluated = _runs.run_cached(
         functools.partial(_evaluation.evaluate, load, directory),
         evaluations,
         evaluated_directory,

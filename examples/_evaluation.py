@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import _common
 import _estimates
 import _image_vae
 import _images
 import _quadrature
+import _records
 import numpy as np
 from _datasets import Split
 from _estimates import Parts
@@ -54,7 +54,7 @@ def evaluate(
         grid = _quadrature.Grid(size=evaluation.grid_size)
         by_image['importance_weighted_nll'] = weighted.nll
         by_image['nll'] = -_quadrature.log_likelihoods(vae.decoder, of_nll, grid)
-    with _common.atomic(images_path(directory, evaluation)) as path:
+    with _records.atomic(images_path(directory, evaluation)) as path:
         np.savez(path, allow_pickle=False, **by_image)
     return {
         **{key: float(values.mean()) for key, values in by_image.items()},

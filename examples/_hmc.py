@@ -7,7 +7,6 @@ import pathlib
 import time
 from typing import Any
 
-import _common
 import _hmc_statistics
 import _records
 import numpy as np
@@ -140,7 +139,7 @@ def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     gradients = settings.chains * (transitions * settings.sampler.leapfrogs + 1)
     ess = figures['smallest_ess']
     coordinates = FUNNEL.coordinates(states)
-    with _common.atomic(directory / f'{settings.name}.npz') as path:
+    with _records.atomic(directory / f'{settings.name}.npz') as path:
         thinned = coordinates.reshape(-1, coordinates.shape[-1])[:: -(-settings.transitions * settings.chains // 20000)]
         np.savez_compressed(path, coordinates=thinned, trace=coordinates[:, 0, 0])
     return {

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import _common
+import _summary
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -62,7 +62,7 @@ def aggregate(results: Mapping[Any, dict[str, Any]]) -> list[dict[str, Any]]:
             'sampler': str(sampler),
             **dataclasses.asdict(sampler),
             **{key: runs[0][key] for key in ('gradients', 'gradients_to_fit')},
-            **{key: _common.mean_and_error([figures[key] for figures in runs]) for key in AVERAGED},
+            **{key: _summary.mean_and_error([figures[key] for figures in runs]) for key in AVERAGED},
             'largest_r_hat': max(figures['largest_r_hat'] for figures in runs),
         }
         for sampler, runs in groups.items()

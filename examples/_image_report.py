@@ -8,12 +8,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import _common
 import _evaluation
 import _image_vae
 import _pictures
 import _plots
 import _records
+import _summary
 import numpy as np
 from _datasets import Split
 from _estimates import Parts
@@ -100,10 +100,10 @@ def estimate(results: Sequence[Result], key: str, baseline: Sequence[Result] | N
     values = [result.figures[key] for result in results]
     if baseline is not None:
         values = [value - other.figures[key] for value, other in zip(values, baseline, strict=True)]
-    statistics = _common.mean_and_error(values)
+    statistics = _summary.mean_and_error(values)
     if len(results) == 1 and key in results[0].by_image:
         by_image = results[0].by_image[key] - (0 if baseline is None else baseline[0].by_image[key])
-        statistics['standard_error'] = _common.standard_error(by_image)
+        statistics['standard_error'] = _summary.standard_error(by_image)
     return statistics
 
 
@@ -130,10 +130,10 @@ def report(groups: Groups, rows: Sequence[dict[str, Any]]) -> str:
     header = ['posterior', 'epochs', '-ELBO', 'NLL', '-log p(x|z)', 'KL', 'active', time.header]
     cells = []
     for row in rows:
-        estimates = [_common.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'reconstruction', 'kl')]
+        estimates = [_summary.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'reconstruction', 'kl')]
         counts = [f'{row["active_units"]["mean"]:.1f}', f'{row[time.key]["mean"]:.0f}']
         bits = [f'{bits_per_dim(row[key]["mean"], dims):.3f}' for key in ('neg_elbo', 'nll') if likelihood.in_bits]
-        bias = [_common.format_estimate(row[_BIAS])] if _BIAS in row else []
+        bias = [_summary.format_estimate(row[_BIAS])] if _BIAS in row else []
         cells.append([row['posterior'], str(row['epochs']), *estimates, *counts, *bits, *bias])
     if likelihood.in_bits:
         header += ['-ELBO, bits/dim', 'NLL, bits/dim']
@@ -157,13 +157,13 @@ def report(groups: Groups, rows: Sequence[dict[str, Any]]) -> str:
     differences = [
         f'{row["posterior"]} less {other}: '
         + ', '.join(
-            f'{name} {_common.format_estimate(less[key])}' for name, key in (('-ELBO', 'neg_elbo'), ('NLL', 'nll'))
+            f'{name} {_summary.format_estimate(less[key])}' for name, key in (('-ELBO', 'neg_elbo'), ('NLL', 'nll'))
         )
         + f'; {row[time.key]["mean"] / (row[time.key]["mean"] - less[time.key]["mean"]):.2f} of its time'
         for row in rows
         for other, less in row['less'].items()
     ]
-    return '\n'.join(['', _common.format_table(header, cells), *notes, *differences])
+    return '\n'.join(['', _summary.format_table(header, cells), *notes, *differences])
 
 
 def bits_per_dim(nats: float, dims: int) -> float:
@@ -179,7 +179,7 @@ def write(groups: Groups, rows: Sequence[dict[str, Any]], path: pathlib.Path) ->
         for result in results
     ]
     record = {'flags': _records.used_flags(), 'versions': _records.versions(), 'aggregated': rows, 'runs': runs}
-    _common.write_json(path, record)
+    _records.write_json(path, record)
 
 
 def plot_curves(groups: Groups, path: pathlib.Path) -> None:

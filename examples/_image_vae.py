@@ -10,10 +10,11 @@ from typing import Any
 
 import _architectures
 import _averaging
-import _common
 import _images
 import _posteriors
+import _records
 import _training
+import _watch
 import keras
 import tensorflow as tf
 from _datasets import Split
@@ -103,12 +104,12 @@ def train(load: Callable[[], Split], tensorboard: bool, directory: pathlib.Path,
         callbacks=callbacks,
     )
     _averaging.estimate_statistics(model, statistics)
-    with _common.atomic(weights_path(directory, settings)) as path:
+    with _records.atomic(weights_path(directory, settings)) as path:
         model.save_weights(path)
     curves = _training.read_curves(own / 'curves.csv')
     return {
         'parameters': model.count_params(),
-        'ms_per_step': _common.ms_per_step(curves['seconds'], steps),
+        'ms_per_step': _watch.ms_per_step(curves['seconds'], steps),
         'gpus': len(tf.config.list_physical_devices('GPU')),
         'cpu_seconds': math.fsum(curves['cpu_seconds']),
         'seconds': math.fsum(curves['seconds']),

@@ -8,14 +8,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import _common
 import _datasets
 import _estimates
 import _images
 import _pictures
 import _plots
 import _records
+import _summary
 import _training
+import _watch
 import keras
 import numpy as np
 import sklearn
@@ -88,7 +89,7 @@ def from_flags() -> Settings:
 # Training and evaluation ---------------------------------------------------------------------------------------------
 
 
-def fit(model: Any, data: _datasets.Data, settings: Settings, directory: pathlib.Path) -> _common.TrainingWatch:
+def fit(model: Any, data: _datasets.Data, settings: Settings, directory: pathlib.Path) -> _watch.TrainingWatch:
     """Trains a VAE, or goes on from the newest checkpoint in `directory`; returns what was watched."""
     steps = _images.steps_per_epoch(data.train, settings.batch_size)
     batches = functools.partial(_images.training_batches, data.train, settings.batch_size, settings.seed)
@@ -99,7 +100,7 @@ def fit(model: Any, data: _datasets.Data, settings: Settings, directory: pathlib
 def save(model: Any, images: np.ndarray, directory: pathlib.Path, settings: Settings) -> None:
     """Writes the model to `directory`, reads it, and makes sure that it gives the same q(z|x), to the bit."""
     path = model_path(directory, settings)
-    with _common.atomic(path) as temporary:
+    with _records.atomic(path) as temporary:
         model.save(temporary)
 
     def samples_and_densities(model: Any) -> list[np.ndarray]:
@@ -145,7 +146,7 @@ def report(results: Mapping[Settings, dict[str, Any]]) -> str:
     ]
     count = next(iter(results.values()))['images']
     note = f'Nats per image, means over {count} test images, of one seed. NLL: an upper bound, by importance weighting.'
-    return '\n'.join(['', _common.format_table(['posterior', 'parameters', '-ELBO', 'NLL', 'ms/step'], rows), note])
+    return '\n'.join(['', _summary.format_table(['posterior', 'parameters', '-ELBO', 'NLL', 'ms/step'], rows), note])
 
 
 def plot(results: Mapping[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:
@@ -160,4 +161,4 @@ def write(results: Mapping[Settings, dict[str, Any]], path: pathlib.Path) -> Non
     """Writes the flags, the versions of the libraries, and every run's settings and figures as JSON."""
     used = _records.used_flags()
     runs = [{**dataclasses.asdict(run), **figures} for run, figures in results.items()]
-    _common.write_json(path, {'flags': used, 'versions': _records.versions(sklearn), 'runs': runs})
+    _records.write_json(path, {'flags': used, 'versions': _records.versions(sklearn), 'runs': runs})

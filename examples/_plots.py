@@ -9,11 +9,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import _records
 import matplotlib
 import matplotlib.lines
 import matplotlib.ticker
 import numpy as np
-from _common import atomic
 from _quadrature import Density, levels_of_mass
 from matplotlib.figure import Figure
 
@@ -40,7 +40,7 @@ class Spread(NamedTuple):
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    with atomic(path) as temporary:
+    with _records.atomic(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 

@@ -1,12 +1,15 @@
-"""What the scripts' results say of themselves: the flags, the versions of the libraries, and the settings of runs."""
+"""What the scripts write down: whole files, and in them the flags, the versions of the libraries, and the runs."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -43,3 +46,21 @@ def of_runs(results: Mapping[Any, Mapping[str, Any]]) -> list[dict[str, Any]]:
 def without_lists(results: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
     """Returns the runs' figures but those that are lists, such as learning curves."""
     return {run: {k: v for k, v in figures.items() if not isinstance(v, list)} for run, figures in results.items()}
+
+
+@contextlib.contextmanager
+def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary path that becomes `path` at the end: a reader never sees half a file, whoever is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{os.getpid()}-{path.name}')
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes `value` to `path` at once; NaN and infinities, which are no JSON, raise ValueError."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + '\n', encoding='utf-8')

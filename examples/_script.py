@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import _common
 import _records
+import _runs
 from absl import app, flags
 
 flags.disclaim_key_flags()  # those that are defined here are the script's own
@@ -40,10 +40,10 @@ def define_some_of(name: str, known: Iterable[str], text: str) -> None:
 def run(
     argv: Sequence[str],
     quick: Mapping[str, Any],
-    plan: Callable[[], Sequence[_common.AnyRun]],
-    make: Callable[[pathlib.Path, _common.AnyRun], dict[str, Any]],
-    describe: Callable[[_common.AnyRun, dict[str, Any]], str],
-    conclude: Callable[[dict[_common.AnyRun, dict[str, Any]], pathlib.Path], dict[str, Any]],
+    plan: Callable[[], Sequence[_runs.AnyRun]],
+    make: Callable[[pathlib.Path, _runs.AnyRun], dict[str, Any]],
+    describe: Callable[[_runs.AnyRun, dict[str, Any]], str],
+    conclude: Callable[[dict[_runs.AnyRun, dict[str, Any]], pathlib.Path], dict[str, Any]],
     *libraries: ModuleType,
 ) -> None:
     """Makes the runs that the command line says, reports on them, and writes `results.json`.
@@ -52,7 +52,7 @@ def run(
         argv: The command line's arguments that are no flags. There must be none but the script's name.
         quick: As for `define_flags`.
         plan: Returns the settings of the runs, by the flags.
-        make: Makes a run, as `_common.run_cached` needs it.
+        make: Makes a run, as `_runs.run_cached` needs it.
         describe: Gives the line that is printed at the end of a run.
         conclude: Prints the report on all runs' figures, draws the plots in the output directory, and returns what
             `results.json` says of the runs.
@@ -66,12 +66,12 @@ def run(
         options.set_default(name, value)
     runs, output_dir = plan(), pathlib.Path(options.output_dir)
     print(f'{len(runs)} runs, {options.jobs} at a time.')
-    results = _common.run_cached(make, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
+    results = _runs.run_cached(make, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
     record = {
         'flags': _records.used_flags(),
         'versions': _records.versions(*libraries),
         **conclude(results, output_dir),
         'seconds': time.perf_counter() - started,
     }
-    _common.write_json(output_dir / 'results.json', record)
+    _records.write_json(output_dir / 'results.json', record)
     print(f'\nWrote results.json and plots to {output_dir} in {record["seconds"]:.0f} s.')

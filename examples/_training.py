@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import _checkpoints
-import _common
 import _images
+import _records
+import _runs
+import _watch
 import keras
 import tensorflow as tf
 import tqdm
@@ -40,7 +42,7 @@ def fit(
     *,
     validation: tf.data.Dataset | None = None,
     callbacks: Sequence[Any] = (),
-) -> _common.TrainingWatch:
+) -> _watch.TrainingWatch:
     """Trains a VAE, or goes on from the newest checkpoint; returns what was watched.
 
     Args:
@@ -59,8 +61,8 @@ def fit(
     epochs_done = backup.restore()
     if epochs_done:
         tqdm.tqdm.write(f'{name}: goes on after {epochs_done} of {epochs} epochs.')
-    watch = _common.TrainingWatch(name, steps_per_epoch)
-    bar = tqdm.keras.TqdmCallback(verbose=0, **_common.inner_bar())
+    watch = _watch.TrainingWatch(name, steps_per_epoch)
+    bar = tqdm.keras.TqdmCallback(verbose=0, **_runs.inner_bar())
     model.fit(
         batches(range(epochs_done, epochs)).map(_images.with_itself),
         epochs=epochs,
@@ -82,7 +84,7 @@ def curves_logger(path: pathlib.Path) -> keras.callbacks.CSVLogger:
     """
     if path.exists():
         whole = _whole_rows(path)
-        with _common.atomic(path) as temporary:
+        with _records.atomic(path) as temporary:
             temporary.write_text(whole, encoding='utf-8', newline='')
     return keras.callbacks.CSVLogger(path, append=True)
 

@@ -17,17 +17,18 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import _cases
-import _chains
-import _common
-import _peers
-import _profile
+import _benchmark_cases
+import _benchmark_chains
+import _benchmark_peers
+import _benchmark_profile
+import _benchmark_report
 import _records
-import _report
+import _runs
+import _summary
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from _timing import WORKS, Size, pin_threads
+from _benchmark_timing import WORKS, Size, pin_threads
 from absl import app, flags
 
 import tfp_iaf
@@ -53,7 +54,7 @@ class Part(NamedTuple):
 
     sizes: Sequence[str]
     works: Sequence[str] = PLAIN_WORKS
-    modes: Sequence[str] = _chains.MODES
+    modes: Sequence[str] = _benchmark_chains.MODES
     memory: bool = False
 
 
@@ -91,8 +92,8 @@ def define_flags() -> None:
     sizes, works = ','.join(SIZES), ','.join(PLAIN_WORKS)
     flags.DEFINE_list('sizes', [], f"Instead of the preset's: DxHxTxbatch[xC[xK]]. With --works alone: {sizes}.")
     flags.DEFINE_list('works', [], f"Instead of the preset's: of {list(WORKS)}. With --sizes alone: {works}.")
-    flags.DEFINE_list('implementations', list(_report.COLORS)[1:], 'What to time beside tfp_iaf.')
-    flags.DEFINE_list('modes', [], f"Instead of the preset's: how TensorFlow runs, of {list(_chains.MODES)}.")
+    flags.DEFINE_list('implementations', list(_benchmark_report.COLORS)[1:], 'What to time beside tfp_iaf.')
+    flags.DEFINE_list('modes', [], f"Instead of the preset's: how TensorFlow runs, of {list(_benchmark_chains.MODES)}.")
     flags.DEFINE_integer('rounds', 7, 'Rounds, of which the median counts.', lower_bound=1)
     flags.DEFINE_float('seconds', 0.3, 'Least time of a measurement in a round.', lower_bound=0.0)
     flags.DEFINE_float('patience', 20.0, 'What took so many seconds is left out of later rounds.', lower_bound=0.0)
@@ -104,8 +105,8 @@ def define_flags() -> None:
     flags.DEFINE_string('profile', None, 'Instead, write to this folder what operations the first size spends time on.')
     for flag, allowed in {
         'works': list(WORKS),
-        'implementations': list(_report.COLORS),
-        'modes': _chains.MODES,
+        'implementations': list(_benchmark_report.COLORS),
+        'modes': _benchmark_chains.MODES,
     }.items():
         check = functools.partial(lambda values, allowed: set(values) <= set(allowed), allowed=allowed)
         flags.register_validator(flag, check, f'expected some of {list(allowed)}')
@@ -130,10 +131,12 @@ def run_profile(size: Size, directory: pathlib.Path) -> None:
     record = {}
     for work in ('sample', 'sample_gradient'):
         names = ('tfp_iaf', 'TFP', 'dense')
-        record[work] = {name: _profile.profile(_chains.prepare(name, size, work, 'graph')[0]) for name in names}
+        record[work] = {
+            name: _benchmark_profile.profile(_benchmark_chains.prepare(name, size, work, 'graph')[0]) for name in names
+        }
         print(f'{size}, {WORKS[work]}, graph, ms a step:')
-        print(_common.format_table(*_profile.table_of(record[work])), '\n')
-    _common.write_json(directory / 'profile.json', {'size': str(size), 'works': record})
+        print(_summary.format_table(*_benchmark_profile.table_of(record[work])), '\n')
+    _records.write_json(directory / 'profile.json', {'size': str(size), 'works': record})
     print(f'Wrote profile.json to {directory}.')
 
 
@@ -155,9 +158,9 @@ def main(argv: Sequence[str]) -> None:
         return run_profile(plan[0][0], pathlib.Path(options.profile))
     output_dir = pathlib.Path(options.output_dir)
     with contextlib.ExitStack() as stack:
-        wanted = [name for name in _report.COLORS if name in ('tfp_iaf', *options.implementations)]
-        peers = [name for name in wanted if name in _peers.PEERS]
-        remotes, missing = _cases.start_peers(peers, options.peer_python, stack)
+        wanted = [name for name in _benchmark_report.COLORS if name in ('tfp_iaf', *options.implementations)]
+        peers = [name for name in wanted if name in _benchmark_peers.PEERS]
+        remotes, missing = _benchmark_cases.start_peers(peers, options.peer_python, stack)
         for name, reason in missing.items():
             print(f'Skipped {name}: {reason}.')
         versions = {module.__name__: module.__version__ for module in (tfp_iaf, tf, tfp, np)}
@@ -171,12 +174,19 @@ def main(argv: Sequence[str]) -> None:
         cases = []
         for size, work, part in plan:
             modes, memory = options.modes or part.modes, part.memory if options.memory is None else options.memory
-            cases.append(_cases.Case(size, work, modes=tuple(modes), memory=memory, **settings))
-        print(f'{len(cases)} cases on the {_chains.device()}, {threads} threads, {options.rounds} rounds each.')
-        measure_case = functools.partial(_cases.measure, remotes, options.peer_python)
-        results = _common.run_cached(measure_case, cases, output_dir / 'cases', 1, options.fresh, _report.describe)
+            cases.append(_benchmark_cases.Case(size, work, modes=tuple(modes), memory=memory, **settings))
+        print(
+            f'{len(cases)} cases on the {_benchmark_chains.device()}, {threads} threads, {options.rounds} rounds each.'
+        )
+        measure_case = functools.partial(_benchmark_cases.measure, remotes, options.peer_python)
+        results = _runs.run_cached(
+            measure_case, cases, output_dir / 'cases', 1, options.fresh, _benchmark_report.describe
+        )
     works = dict.fromkeys(case.work for case in cases)
-    for table in (_report.time_table(results), *(_report.ratio_table(results, work) for work in works)):
+    for table in (
+        _benchmark_report.time_table(results),
+        *(_benchmark_report.ratio_table(results, work) for work in works),
+    ):
         print(f'\n{table}')
     print('\nSizes are DxHxTxbatch[xC[xK]]. Medians over rounds, in brackets the quartiles. Ratios are of our time to')
     print("another's, taken round by round, the faster of graph and XLA for each, or eager: below 1, ours is faster.")
@@ -187,8 +197,8 @@ def main(argv: Sequence[str]) -> None:
             print(f'{case.size} {entry["work"]}: no {entry["implementation"]}, {entry["mode"]}: {entry["reason"]}')
     in_rows = {case: results[case] for case, (*_, part) in zip(cases, plan, strict=True) if part is not _CURVES}
     drawn = {
-        'ratios.png': _report.plot_ratios(in_rows, output_dir / 'ratios.png'),
-        'costs.png': _report.plot_costs(results, output_dir / 'costs.png'),
+        'ratios.png': _benchmark_report.plot_ratios(in_rows, output_dir / 'ratios.png'),
+        'costs.png': _benchmark_report.plot_costs(results, output_dir / 'costs.png'),
     }
     record = {
         'devices': [device.name for device in tf.config.list_physical_devices()],
@@ -201,13 +211,13 @@ def main(argv: Sequence[str]) -> None:
                 'size': dataclasses.asdict(case.size),
                 'work': case.work,
                 **figures,
-                'compiled': _report.compare(figures['rows'], case.work, eager=False),
-                'eager': _report.compare(figures['rows'], case.work, eager=True),
+                'compiled': _benchmark_report.compare(figures['rows'], case.work, eager=False),
+                'eager': _benchmark_report.compare(figures['rows'], case.work, eager=True),
             }
             for case, figures in results.items()
         ],
     }
-    _common.write_json(output_dir / 'results.json', record)
+    _records.write_json(output_dir / 'results.json', record)
     written = ' and '.join(['results.json', *(name for name, done in drawn.items() if done)])
     print(f'\nWrote {written} to {output_dir} in {time.perf_counter() - started:.0f} s.')
 

@@ -15,16 +15,16 @@ D. Finished runs are kept: after an interruption the same command goes on where 
 import dataclasses
 import itertools
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import _quiet  # noqa: F401
 import _blog_flow
-import _common
 import _datasets
 import _pictures
 import _records
 import _script
+import _summary
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -105,17 +105,17 @@ def describe(run: Settings, figures: dict[str, Any]) -> str:
 
 
 def difference(row: Mapping[str, Any], other: Mapping[str, Any], key: str = 'neg_elbo') -> dict[str, Any]:
-    """Returns the statistics of what a row of `_common.aggregate` has more than another, seed by seed."""
+    """Returns the statistics of what a row of `_summary.aggregate` has more than another, seed by seed."""
     pairs = zip(row[key]['by_seed'], other[key]['by_seed'], strict=True)
-    return _common.mean_and_error([value - other_value for value, other_value in pairs])
+    return _summary.mean_and_error([value - other_value for value, other_value in pairs])
 
 
 def _signed(estimate: dict[str, Any]) -> str:
-    return f'{"+" if estimate["mean"] >= 0 else ""}{_common.format_estimate(estimate)}'
+    return f'{"+" if estimate["mean"] >= 0 else ""}{_summary.format_estimate(estimate)}'
 
 
 def by_size(rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, dict[str, Any]]]:
-    """Returns the rows of `_common.aggregate` by number of dimensions and posterior."""
+    """Returns the rows of `_summary.aggregate` by number of dimensions and posterior."""
     sizes: dict[int, dict[str, dict[str, Any]]] = {}
     for row in rows:
         sizes.setdefault(row['latent_size'], {})[row['posterior']] = row
@@ -138,7 +138,7 @@ def report(rows: Sequence[dict[str, Any]], seeds: int) -> str:
         above = None
         for label in MENDED:
             row = posteriors[label]
-            neg_elbo, nll, kl = (_common.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'kl_to_posterior'))
+            neg_elbo, nll, kl = (_summary.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'kl_to_posterior'))
             nll, kl = (nll, kl) if size == 2 else (f'<= {nll}', f'>= {kl}')
             less = [_signed(row['less_baseline']['neg_elbo']), _signed(difference(row, above))] if above else ['', '']
             mended.append([f'D = {size}', label, neg_elbo, *less, nll, kl])
@@ -149,13 +149,13 @@ def report(rows: Sequence[dict[str, Any]], seeds: int) -> str:
     header = ['', 'posterior', '-ELBO', 'less diagonal', 'less row above', 'NLL', 'KL(q || p(z|x))']
     lines = [
         '',
-        _common.format_table(header, mended),
+        _summary.format_table(header, mended),
         'Nats per test image, mean ± standard error over seeds; differences are taken seed by seed. With D = 2 NLL and',
         'KL are exact, by quadrature; with more they are bounds, by importance sampling. After "the post", each row',
         "makes one mistake less than the one above. No figure has the post's L2 penalty in it.\n",
     ]
     if alone:
-        table = _common.format_table(['', 'this mistake alone', '-ELBO', 'NLL'], alone)
+        table = _summary.format_table(['', 'this mistake alone', '-ELBO', 'NLL'], alone)
         lines += [table, f'What each has more than "{ALL_MENDED}", which makes none; otherwise as above.\n']
     return '\n'.join([*lines, *notes])
 
@@ -214,7 +214,7 @@ def plot_differences(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None
         column[0].set_title(f'{latent_size} latent dimensions')
         for axis, (label, lines) in zip(column, part.items(), strict=True):
             draw_estimates(axis, lines, label)
-    with _common.atomic(path) as temporary:
+    with _records.atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
 
@@ -274,7 +274,7 @@ def plan() -> list[Settings]:
 
 def conclude(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> dict[str, Any]:
     """Prints the tables, draws the plots, and returns what is written down."""
-    rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
+    rows = _summary.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
     print(report(rows, flags.FLAGS.seeds))
     plot(results, rows, output_dir)
     return {'aggregated': rows, 'runs': _records.of_runs(_records.without_lists(results))}

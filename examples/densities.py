@@ -16,9 +16,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import _common
+import _quiet  # noqa: F401
 import _records
 import _script
+import _summary
+import _watch
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -106,7 +108,7 @@ def fit(flow: Any, settings: Settings) -> dict[str, Any]:
                 f'{settings.name}: the loss became {losses[bad]} at step {done + bad}. Lower the learning rate.'
             )
         curve.append(float(losses.mean()))
-    return {'curve': curve, 'ms_per_step': _common.ms_per_step(seconds, STEPS_PER_CALL)}
+    return {'curve': curve, 'ms_per_step': _watch.ms_per_step(seconds, STEPS_PER_CALL)}
 
 
 def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     samples, log_q = tf.function(flow.experimental_sample_and_log_prob)(settings.test_points, seed=[settings.seed, 2])
     grid = target.grid(500, scale=2.0)
     log_q_on_grid = log_prob(grid.points).numpy()
-    with _common.atomic(directory / f'{settings.name}.npz') as path:
+    with _records.atomic(directory / f'{settings.name}.npz') as path:
         np.savez_compressed(path, samples=samples, density=np.exp(log_q_on_grid).reshape(grid.size, grid.size))
     gaussian = tfd.MultivariateNormalTriL(mean, np.linalg.cholesky(np.cov(data.T)))
     models = {'Gaussian': gaussian.log_prob(test_points), 'IAF': log_prob(test_points.astype(np.float32))}
@@ -149,7 +151,7 @@ def estimate(values: np.ndarray) -> dict[str, float]:
 
 def describe(settings: Settings, figures: dict[str, Any]) -> str:
     """Writes the line that is printed when a run ends."""
-    nll = _common.format_estimate(figures['nll']['IAF'])
+    nll = _summary.format_estimate(figures['nll']['IAF'])
     return f'{settings.target:12s} NLL {nll}, {figures["ms_per_step"]:.2f} ms/step, {figures["seconds"]:.0f} s'
 
 
@@ -159,7 +161,7 @@ def report(results: dict[Settings, dict[str, Any]]) -> str:
     for settings, figures in results.items():
         own = [f'{figures["integral"]:.4f}', f'{figures["inverse_less_forward"]:.0e}', f'{figures["ms_per_step"]:.2f}']
         for model, rest in (('Gaussian', ['', '', '']), ('IAF', own)):
-            nll, kl = (_common.format_estimate(figures[key][model]) for key in ('nll', 'kl'))
+            nll, kl = (_summary.format_estimate(figures[key][model]) for key in ('nll', 'kl'))
             rows.append([settings.target, model, f'{figures["entropy"]:.3f}', nll, kl, *rest])
     header = ['p', 'model q', 'entropy of p', 'NLL', 'KL(p || q)', 'integral of q', 'inverse - forward', 'ms/step']
     notes = [
@@ -167,7 +169,7 @@ def report(results: dict[Settings, dict[str, Any]]) -> str:
         'inverse - forward: the largest difference between what either direction says the log-density of a sample is.',
         'ms/step: median over calls of 100 steps after the first, in which XLA compiles; runs share the machine.',
     ]
-    return '\n'.join(['', _common.format_table(header, rows), *notes])
+    return '\n'.join(['', _summary.format_table(header, rows), *notes])
 
 
 def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:
@@ -195,7 +197,7 @@ def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> N
         row[3].locator_params('x', nbins=4)
         row[3].grid(alpha=0.3)
         row[3].legend()
-    with _common.atomic(output_dir / 'densities.png') as path:
+    with _records.atomic(output_dir / 'densities.png') as path:
         figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -22,11 +22,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import _quiet  # noqa: F401
 import _checkpoints
-import _common
 import _datasets
 import _images
 import _keras_vae
+import _records
+import _runs
 import _training
 import keras
 import keras_vae
@@ -203,7 +205,7 @@ def train_local_workers(
 ) -> dict[str, Any]:
     """Trains in several processes on this machine, and returns what the chief does."""
     work = functools.partial(local_worker, settings, output_dir, checkpoint_steps)
-    results = [result for _, result in _common.run_all(work, local_cluster(num_workers), jobs=num_workers)]
+    results = [result for _, result in _runs.run_all(work, local_cluster(num_workers), jobs=num_workers)]
     chief, *others = sorted(results, key=lambda result: result['worker'])
     if any(other['losses'] != chief['losses'] for other in others):
         raise RuntimeError('The workers do not report the same losses.')
@@ -242,7 +244,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         results = train_multiworker(settings, output_dir, options.checkpoint_steps)
     name = f'results-{results["worker"]}.json' if is_worker else 'results.json'
-    _common.write_json(output_dir / name, results)
+    _records.write_json(output_dir / name, results)
     if 'neg_elbo' in results:
         figures = '-ELBO {neg_elbo:.3f}, NLL <= {nll:.3f}'.format(**results)
         print(f'{figures}. Wrote {name} and the model to {output_dir} in {time.perf_counter() - started:.0f} s.')

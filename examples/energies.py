@@ -21,10 +21,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import _common
+import _quiet  # noqa: F401
 import _plots
 import _records
 import _script
+import _summary
 import _variational
 import numpy as np
 import tensorflow as tf
@@ -105,7 +106,7 @@ def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     # Of points that q did not sample: by the inverse of every step.
     log_prob = tf.function(q.log_prob, input_signature=[tf.TensorSpec([None, 2])])
     log_q = log_prob(energy.window.points).numpy()
-    with _common.atomic(directory / f'{settings.name}.npz') as path:
+    with _records.atomic(directory / f'{settings.name}.npz') as path:
         np.savez_compressed(path, density=np.exp(log_q).reshape(energy.window.size, -1))
     return {
         **_variational.statistics(log_weights, log_z),
@@ -143,7 +144,7 @@ def aggregate(results: dict[Settings, dict[str, Any]]) -> list[dict[str, Any]]:
             'parameters': runs[0]['parameters'],
             'largest_standard_error': max(figures['standard_error'] for figures in runs),
             **{
-                key: _common.mean_and_error([figures[key] for figures in runs])
+                key: _summary.mean_and_error([figures[key] for figures in runs])
                 for key in ('kl', 'mass_found', 'least_branch')
             },
             'seconds_to_fit': float(np.median([figures['seconds_to_fit'] for figures in runs])),
@@ -156,7 +157,7 @@ def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
     """Writes the aggregated figures as a table, with notes below."""
     cells = []
     for row in rows:
-        kl = _common.format_estimate(row['kl'])
+        kl = _summary.format_estimate(row['kl'])
         worst = f'{max(row["kl"]["by_seed"]):.3f}'
         weight, branch = (f'{np.mean(row[key]["by_seed"]):.3f}' for key in ('mass_found', 'least_branch'))
         sizes = [f'{row["parameters"]}', f'{row["seconds_to_fit"]:.1f}']
@@ -171,7 +172,7 @@ def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
         's/fit: median, with compiling; runs share the machine.',
     ]
     header = ['p', 'q', 'log Z', 'KL(q || p)', 'worst seed', 'mean p / q', 'least branch', 'parameters', 's/fit']
-    return '\n'.join(['', _common.format_table(header, cells), *notes])
+    return '\n'.join(['', _summary.format_table(header, cells), *notes])
 
 
 def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:

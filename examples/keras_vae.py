@@ -14,9 +14,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import _common
+import _quiet  # noqa: F401
 import _datasets
 import _keras_vae
+import _runs
 import keras
 import tensorflow as tf
 from _keras_vae import Settings
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
     settings = _keras_vae.from_flags()
     print(f'Data: {f"MNIST, from {settings.data}" if settings.data else "8x8 digits, from scikit-learn"}.')
     runs = [dataclasses.replace(settings, num_flows=count) for count in sorted({0, settings.num_flows})]
-    results = _common.run_cached(train, runs, output_dir / 'runs', 1, False, _keras_vae.describe)
+    results = _runs.run_cached(train, runs, output_dir / 'runs', 1, False, _keras_vae.describe)
     print(_keras_vae.report(results))
     _keras_vae.plot(results, output_dir)
     _keras_vae.write(results, output_dir / 'results.json')

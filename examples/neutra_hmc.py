@@ -16,12 +16,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import _common
+import _quiet  # noqa: F401
 import _hmc
 import _hmc_statistics
 import _plots
 import _records
 import _script
+import _summary
 import numpy as np
 import surrogate_posterior
 from _hmc import Sampler, Settings
@@ -53,8 +54,8 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
             f'{means["step_size"]:.2f}',
             f'{row["largest_r_hat"]:.3f}',
             f'{means["smallest_ess"]:.0f}',
-            _common.format_estimate(row['ess_per_1000_gradients']),
-            _common.format_estimate(row['ess_per_1000_gradients_with_fit']),
+            _summary.format_estimate(row['ess_per_1000_gradients']),
+            _summary.format_estimate(row['ess_per_1000_gradients_with_fit']),
             f'{means["ess_per_second"]:.0f}',
             f'{means["v_mean"]:+.2f}',
             f'{means["v_stddev"]:.2f}',
@@ -82,7 +83,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
             '({ess_per_1000_gradients_with_fit} with the fit),'.format(**ratio),
             '{ess_per_second} times per second ({ess_per_second_with_fit} with the fit).'.format(**ratio),
         ]
-    return '\n'.join(['', _common.format_table(header, cells), *notes])
+    return '\n'.join(['', _summary.format_table(header, cells), *notes])
 
 
 def plot(results: dict[Settings, dict[str, Any]], rows: Sequence[dict[str, Any]], output_dir: pathlib.Path) -> None:

@@ -22,10 +22,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import _common
+import _quiet  # noqa: F401
 import _plots
 import _records
 import _script
+import _summary
 import _variational
 import keras
 import numpy as np
@@ -101,7 +102,7 @@ def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
 
     sample, log_weights = _variational.draw(target.joint.unnormalized_log_prob, q, settings)
     log_evidence = target.log_evidence()
-    with _common.atomic(directory / f'{settings.name}.npz') as path:
+    with _records.atomic(directory / f'{settings.name}.npz') as path:
         np.savez_compressed(path, coordinates=target.coordinates(sample)[:20000])
     curve = [float(piece.mean()) for piece in np.array_split(losses, min(CURVE_POINTS, len(losses)))]
     return {
@@ -135,7 +136,7 @@ def aggregate(results: dict[Settings, dict[str, Any]]) -> list[dict[str, Any]]:
             'best_mean_field_kl': TARGETS[target].mean_field_kl,
             'parameters': runs[0]['parameters'],
             'largest_standard_error': max(figures['standard_error'] for figures in runs),
-            **{key: _common.mean_and_error([figures[key] for figures in runs]) for key in ('elbo', 'kl')},
+            **{key: _summary.mean_and_error([figures[key] for figures in runs]) for key in ('elbo', 'kl')},
             'seconds_to_fit': float(np.median([figures['seconds_to_fit'] for figures in runs])),
         }
         for (target, posterior), runs in groups.items()
@@ -146,7 +147,7 @@ def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
     """Writes the aggregated figures as a table, with notes below."""
     cells, known = [], {}
     for row in rows:
-        elbo, kl = (_common.format_estimate(row[key]) for key in ('elbo', 'kl'))
+        elbo, kl = (_summary.format_estimate(row[key]) for key in ('elbo', 'kl'))
         worst = f'{max(row["kl"]["by_seed"]):.3f}'
         sizes = [f'{row["parameters"]}', f'{row["seconds_to_fit"]:.1f}']
         cells.append([row['target'], row['posterior'], f'{row["log_evidence"]:.3f}', elbo, kl, worst, *sizes])
@@ -160,7 +161,7 @@ def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
         's/fit: median, with compiling; runs share the machine.',
     ]
     header = ['p', 'q', 'log evidence', 'ELBO', 'KL(q || p)', 'worst seed', 'parameters', 's/fit']
-    return '\n'.join(['', _common.format_table(header, cells), *notes])
+    return '\n'.join(['', _summary.format_table(header, cells), *notes])
 
 
 def exact(target: Target) -> _plots.Exact:

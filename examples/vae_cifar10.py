@@ -10,6 +10,7 @@ a discretized logistic one, a distribution over the 256 intensities, in bits per
 import functools
 from collections.abc import Sequence
 
+import _quiet  # noqa: F401
 import _comparison
 import _datasets
 import _image_settings

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import _quiet  # noqa: F401
 import _architectures
-import _common
 import _datasets
 import _estimates
 import _images
@@ -25,6 +25,8 @@ import _posteriors
 import _quadrature
 import _records
 import _script
+import _summary
+import _watch
 import keras
 import numpy as np
 import sklearn
@@ -167,7 +169,7 @@ def make_and_train(
     steps_per_epoch = min(100, settings.steps)
     vae.compile(keras.optimizers.Adam(schedule), steps_per_execution=steps_per_epoch)
     vae.optimizer.build(vae.trainable_variables)  # or else `fit`, in which they would be made, traces the step twice
-    watch = _common.TrainingWatch(settings.name, steps_per_epoch)
+    watch = _watch.TrainingWatch(settings.name, steps_per_epoch)
     history = vae.fit(
         # Passes over the images: more than all steps take.
         _images.training_batches(data.train, settings.batch_size, settings.seed, range(settings.steps)),
@@ -185,7 +187,7 @@ def make_and_train(
         'curve_steps': [steps_per_epoch * (epoch + 1) for epoch in history.epoch],
         'curve_neg_elbo': history.history['val_neg_elbo'],
     }
-    with _common.atomic(weights_path(directory, settings)) as path:
+    with _records.atomic(weights_path(directory, settings)) as path:
         vae.save_weights(path)
     return vae, {**figures, 'seconds': time.perf_counter() - started}
 
@@ -215,7 +217,7 @@ def evaluate(vae: VAE, images: np.ndarray, settings: Settings) -> dict[str, Any]
     kl_to_posterior = estimates.neg_elbo - nll
     return {
         'neg_elbo': float(estimates.neg_elbo.mean()),
-        'neg_elbo_error_over_images': _common.standard_error(estimates.neg_elbo),
+        'neg_elbo_error_over_images': _summary.standard_error(estimates.neg_elbo),
         'reconstruction': float(estimates.reconstruction.mean()),
         'kl_to_prior': float(estimates.kl.mean()),
         'nll': float(nll.mean()),
@@ -238,7 +240,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     """Writes the aggregated figures as a table, with notes and the comparison below."""
     cells = []
     for row in rows:
-        neg_elbo, nll, kl = (_common.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'kl_to_posterior'))
+        neg_elbo, nll, kl = (_summary.format_estimate(row[key]) for key in ('neg_elbo', 'nll', 'kl_to_posterior'))
         nll, kl = (nll, kl) if row['latent_size'] == 2 else (f'<= {nll}', f'>= {kl}')
         ms_per_step = f'{min(row["ms_per_step"]["by_seed"]):.2f}'
         cells.append([f'D = {row["latent_size"]}', row['posterior'], neg_elbo, nll, kl, ms_per_step])
@@ -248,8 +250,8 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         'TensorFlow compiles, of the fastest seed; runs share the machine: compare it within one table only.\n',
     ]
     others = [row for row in rows if row['posterior'] != 'diagonal']
-    comparison = [_common.format_difference(row, 'diagonal', with_kl=row['latent_size'] == 2) for row in others]
-    table = _common.format_table(['', 'posterior', '-ELBO', 'NLL', 'KL(q || p(z|x))', 'ms/step'], cells)
+    comparison = [_summary.format_difference(row, 'diagonal', with_kl=row['latent_size'] == 2) for row in others]
+    table = _summary.format_table(['', 'posterior', '-ELBO', 'NLL', 'KL(q || p(z|x))', 'ms/step'], cells)
     return '\n'.join(['', table, *notes, *comparison])
 
 
@@ -308,7 +310,7 @@ def plan() -> list[Settings]:
 
 def conclude(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> dict[str, Any]:
     """Prints the table, draws the plots, and returns what is written down."""
-    rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior', 'ms_per_step'], baseline='diagonal')
+    rows = _summary.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior', 'ms_per_step'], baseline='diagonal')
     print(report(rows))
     plot(results, output_dir)
     return {'aggregated': rows, 'runs': _records.of_runs(_records.without_lists(results))}

@@ -15,6 +15,7 @@ again, and ends with the same weights, to the bit.
 import functools
 from collections.abc import Sequence
 
+import _quiet  # noqa: F401
 import _comparison
 import _datasets
 import _image_settings

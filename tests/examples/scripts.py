@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 
-import _common
+import _runs
 from absl import flags
 
 
@@ -28,7 +28,7 @@ def never(directory, settings):
 
 def check_goes_on(directory, runs, capsys):
     """Finished runs are found, and are those of the record."""
-    kept = _common.run_cached(never, runs, directory / 'runs', 1, False, str)
+    kept = _runs.run_cached(never, runs, directory / 'runs', 1, False, str)
     assert f'Resuming: {len(runs)} of {len(runs)} runs' in capsys.readouterr().out
     for figures, recorded in zip(kept.values(), read_record(directory)['runs'], strict=True):
         assert figures and figures | recorded == recorded | figures

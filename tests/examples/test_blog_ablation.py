@@ -6,7 +6,8 @@ import math
 import re
 
 import _blog_flow
-import _common
+import _records
+import _summary
 import blog_ablation
 import keras
 import matplotlib.image
@@ -212,7 +213,7 @@ def made_up(runs):
 class TestReport:
     def test_differences_are_paired(self, tmp_path):
         results = made_up(settings([2, 10], 3, blog_ablation.MENDED | blog_ablation.ALONE))
-        rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
+        rows = _summary.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
         output = blog_ablation.report(rows, seeds=3)
         values = {}
         for run, figures in results.items():
@@ -232,7 +233,7 @@ class TestReport:
 
     def test_one_seed_and_no_second_table(self, tmp_path):
         results = made_up(settings([10], 1, blog_ablation.MENDED))
-        rows = _common.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
+        rows = _summary.aggregate(results, ['neg_elbo', 'nll', 'kl_to_posterior'], baseline='diagonal')
         assert 'alone' not in blog_ablation.report(rows, seeds=1)
         blog_ablation.plot_differences(rows, tmp_path / 'ablation.png')
 
@@ -244,7 +245,7 @@ def test_tiny_run(tmp_path):
     runs = settings([2], 1, blog_ablation.MENDED, **tiny)
     missing = ['the post', blog_ablation.ALL_MENDED]
     for run, figures in made_up([run for run in runs if run.posterior not in missing]).items():
-        _common.write_json(tmp_path / 'out' / 'runs' / f'{run.name}.json', figures)
+        _records.write_json(tmp_path / 'out' / 'runs' / f'{run.name}.json', figures)
     blog_ablation.make_vae(runs[-1]).save_weights(tmp_path / 'out' / 'runs' / f'{runs[-1].name}.weights.h5')
     directory, output = scripts.run(blog_ablation, tmp_path, '--noalone', latent_sizes=2, seeds=1, jobs=1, **tiny)
     assert 'Resuming: 7 of 9 runs' in output

@@ -12,8 +12,8 @@ import sys
 import time
 
 import _checkpoints
-import _common
 import _datasets
+import _runs
 import _training
 import distributed_vae
 import keras
@@ -137,7 +137,7 @@ def test_mirrored_devices_give_the_gradients_of_one():
 
 
 def test_two_workers_give_the_gradients_of_one():
-    workers = _common.run_all(two_steps, distributed_vae.local_cluster(2), jobs=2)
+    workers = _runs.run_all(two_steps, distributed_vae.local_cluster(2), jobs=2)
     (first_losses, first, *agree), (second_losses, second, *agree_too) = (result for _, result in workers)
     losses, changes, _ = two_steps(None)
     assert agree == agree_too == [[True, False]]

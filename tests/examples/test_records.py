@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import _common
 import _records
 import pytest
 import sklearn
@@ -35,9 +34,9 @@ def test_without_lists():
 
 def test_json_is_whole_and_finite(tmp_path):
     path = tmp_path / 'new' / 'figures.json'
-    _common.write_json(path, {'a': [1.5, None]})
+    _records.write_json(path, {'a': [1.5, None]})
     with pytest.raises(ValueError):
-        _common.write_json(path, {'a': float('nan')})
+        _records.write_json(path, {'a': float('nan')})
     assert json.loads(path.read_text()) == {'a': [1.5, None]}
     assert list(path.parent.iterdir()) == [path]
 
@@ -45,11 +44,11 @@ def test_json_is_whole_and_finite(tmp_path):
 def test_a_file_that_is_not_finished_is_not_there(tmp_path):
     path = tmp_path / 'figures.txt'
     path.write_text('old')
-    with pytest.raises(KeyboardInterrupt), _common.atomic(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), _records.atomic(path) as temporary:
         temporary.write_text('new')
         raise KeyboardInterrupt
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
-    with _common.atomic(path) as temporary:
+    with _records.atomic(path) as temporary:
         temporary.write_text('new')
         assert path.read_text() == 'old'
     assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]

@@ -6,7 +6,7 @@ import operator
 import os
 from typing import NamedTuple
 
-import _common
+import _runs
 import pytest
 
 
@@ -27,7 +27,7 @@ def test_interrupted_runs_go_on(tmp_path, capsys):
         return {'figure': len(made)}
 
     def figures(fresh=False):
-        found = _common.run_cached(make, RUNS, tmp_path, 1, fresh, lambda run, new: f'{run.name} is {new["figure"]}')
+        found = _runs.run_cached(make, RUNS, tmp_path, 1, fresh, lambda run, new: f'{run.name} is {new["figure"]}')
         assert list(found) == RUNS
         return [new['figure'] for new in found.values()]
 
@@ -43,7 +43,7 @@ def test_interrupted_runs_go_on(tmp_path, capsys):
 
 
 def test_one_job_needs_no_other_process():
-    results = dict(_common.run_all(lambda item: (item + 1, os.getpid()), [1, 2], jobs=1))
+    results = dict(_runs.run_all(lambda item: (item + 1, os.getpid()), [1, 2], jobs=1))
     assert results == {1: (2, os.getpid()), 2: (3, os.getpid())}
 
 
@@ -51,6 +51,6 @@ def test_one_job_needs_no_other_process():
 def test_an_error_in_a_worker_ends_all(tmp_path):
     found = []
     with pytest.raises(ZeroDivisionError):
-        for item, result in _common.run_all(functools.partial(operator.truediv, 1.0), [2.0, 0.0], jobs=2):
+        for item, result in _runs.run_all(functools.partial(operator.truediv, 1.0), [2.0, 0.0], jobs=2):
             found.append((item, result))
     assert found in ([], [(2.0, 0.5)])

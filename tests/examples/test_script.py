@@ -114,9 +114,9 @@ def test_names_that_are_not_known(monkeypatch, names):
 class TestScripts:
     def planned(self, script, monkeypatch, *command):
         made = []
-        monkeypatch.setattr('_common.run_cached', lambda *arguments: made.append(arguments) or {})
+        monkeypatch.setattr('_runs.run_cached', lambda *arguments: made.append(arguments) or {})
         monkeypatch.setattr(script, 'conclude', lambda results, output_dir: {})
-        monkeypatch.setattr('_common.write_json', lambda path, record: made.append(path))
+        monkeypatch.setattr('_records.write_json', lambda path, record: made.append(path))
         scripts.parse_flags(monkeypatch, script.define_flags, *command)
         script.main(['script.py'])
         (_, runs, *_), path = made

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import _common
+import _summary
 import pytest
 
 
@@ -13,10 +13,10 @@ class Run(NamedTuple):
 
 
 def test_estimates():
-    three, one = _common.mean_and_error([1.0, 2.0, 3.0]), _common.mean_and_error([1.5])
+    three, one = _summary.mean_and_error([1.0, 2.0, 3.0]), _summary.mean_and_error([1.5])
     assert three == {'mean': 2.0, 'standard_error': pytest.approx(3**-0.5), 'by_seed': [1.0, 2.0, 3.0]}
     assert one == {'mean': 1.5, 'standard_error': None, 'by_seed': [1.5]}
-    assert _common.format_estimate(three) == '2.000 ± 0.577' and _common.format_estimate(one) == '1.500'
+    assert _summary.format_estimate(three) == '2.000 ± 0.577' and _summary.format_estimate(one) == '1.500'
 
 
 def test_differences_from_the_baseline_are_taken_seed_by_seed():
@@ -27,20 +27,20 @@ def test_differences_from_the_baseline_are_taken_seed_by_seed():
         for seed, value in enumerate(seeds)
     }
     results[Run(10, 'diagonal', 0)] = {'neg_elbo': 3.0, 'kl_to_posterior': 1.0}
-    baseline, flow, other = _common.aggregate(results, ['neg_elbo', 'kl_to_posterior'], baseline='diagonal')
+    baseline, flow, other = _summary.aggregate(results, ['neg_elbo', 'kl_to_posterior'], baseline='diagonal')
     assert (flow['latent_size'], flow['posterior'], flow['seeds']) == (2, 'IAF', 3)
-    assert flow['neg_elbo'] == _common.mean_and_error(values['IAF'])
-    assert flow['less_baseline']['neg_elbo'] == _common.mean_and_error([-1.0, -2.0, 0.0])
+    assert flow['neg_elbo'] == _summary.mean_and_error(values['IAF'])
+    assert flow['less_baseline']['neg_elbo'] == _summary.mean_and_error([-1.0, -2.0, 0.0])
     assert baseline['less_baseline']['neg_elbo']['by_seed'] == [0.0, 0.0, 0.0]
     assert other['seeds'] == 1 and other['neg_elbo']['mean'] == 3.0
     # 0.4 for 0.5 on average.
     line = 'D = 2, IAF less diagonal: -ELBO -1.000 ± 0.577 (by seed -1.000, -2.000, +0.000)'
-    assert _common.format_difference(flow, 'diagonal', with_kl=False) == line
-    assert _common.format_difference(flow, 'diagonal', with_kl=True) == f'{line}, KL -20 %'
+    assert _summary.format_difference(flow, 'diagonal', with_kl=False) == line
+    assert _summary.format_difference(flow, 'diagonal', with_kl=True) == f'{line}, KL -20 %'
 
 
 def test_table_lines_up():
-    table = _common.format_table(['', 'name', 'x'], [['a', 'b', '1.0'], ['c', 'long name', '10.25']])
+    table = _summary.format_table(['', 'name', 'x'], [['a', 'b', '1.0'], ['c', 'long name', '10.25']])
     assert table.splitlines() == [
         '   name           x',
         '-------------------',

@@ -1,7 +1,7 @@
 """The curves of a training, and its time."""
 
-import _common
 import _training
+import _watch
 import pytest
 
 
@@ -32,6 +32,6 @@ def test_a_row_that_a_kill_has_torn_is_left_out(whole, torn, tmp_path):
 
 def test_time_of_a_training_of_which_nothing_was_left():
     """As when it was killed after its last epoch: a number, which JSON can hold."""
-    assert _common.TrainingWatch('name', 10).ms_per_step == 0
-    assert _common.ms_per_step([9.0, 1.0, 3.0], 10) == 200
-    assert _common.ms_per_step([9.0], 10) == 900
+    assert _watch.TrainingWatch('name', 10).ms_per_step == 0
+    assert _watch.ms_per_step([9.0, 1.0, 3.0], 10) == 200
+    assert _watch.ms_per_step([9.0], 10) == 900

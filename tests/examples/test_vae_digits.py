@@ -2,11 +2,10 @@
 
 import json
 import math
-import pathlib
 
-import _common
 import _datasets
 import _quadrature
+import _runs
 import keras
 import matplotlib.image
 import numpy as np
@@ -72,7 +71,7 @@ class TestTinyRun:
 
     def test_goes_on_without_repeating(self, tiny_run, capsys):
         runs = [*RUNS]
-        again = _common.run_cached(never, runs, tiny_run[0] / 'runs', 1, False, vae_digits.describe)
+        again = _runs.run_cached(never, runs, tiny_run[0] / 'runs', 1, False, vae_digits.describe)
         assert list(again) == runs
         assert 'Resuming: 6 of 6 runs' in capsys.readouterr().out
 
@@ -91,27 +90,6 @@ def test_training_that_diverges_ends_with_its_name(tmp_path):
     with pytest.raises(FloatingPointError, match=rf'{run.name}: .*loss became nan within 4 steps'):
         vae_digits.train(tmp_path, run)
     assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_experiment_goes_on(tmp_path):
-    trained = []
-
-    def train(directory, run):
-        if run is RUNS[2] and len(trained) == 2:
-            raise KeyboardInterrupt
-        trained.append(run)
-        return {'figure': len(trained)}
-
-    def experiment(fresh=False):
-        return _common.run_cached(train, RUNS[:4], tmp_path, 1, fresh, lambda run, figures: '')
-
-    with pytest.raises(KeyboardInterrupt):
-        experiment()
-    trained.append(None)
-    assert [figures['figure'] for figures in experiment().values()] == [1, 2, 4, 5]
-    assert trained == [*RUNS[:2], None, *RUNS[2:4]]
-    experiment(fresh=True)
-    assert trained[5:] == RUNS[:4]
 
 
 def test_other_settings_have_other_names():
@@ -201,19 +179,3 @@ def test_least_gaussian_first():
     images = _datasets.load_digits().test[:30]
     ranked = _quadrature.least_gaussian_first({'': vae.parts}, images)
     assert sorted(map(bytes, ranked)) == sorted(map(bytes, images))
-
-
-def test_table_lines_up():
-    table = _common.format_table(['', 'name', 'x'], [['a', 'b', '1.0'], ['c', 'long name', '10.25']])
-    assert len({len(line) for line in table.splitlines()}) == 1
-    assert _common.format_estimate(_common.mean_and_error([1.0, 2.0, 3.0])) == '2.000 ± 0.577'
-    assert _common.format_estimate(_common.mean_and_error([1.5])) == '1.500'
-
-
-def test_json_is_whole_and_finite(tmp_path):
-    path = pathlib.Path(tmp_path) / 'new' / 'figures.json'
-    _common.write_json(path, {'a': [1.5, None]})
-    with pytest.raises(ValueError):
-        _common.write_json(path, {'a': float('nan')})
-    assert json.loads(path.read_text()) == {'a': [1.5, None]}
-    assert list(path.parent.iterdir()) == [path]

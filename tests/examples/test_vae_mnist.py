@@ -7,7 +7,6 @@ import pathlib
 
 import _architectures
 import _checkpoints
-import _common
 import _comparison
 import _datasets
 import _estimates
@@ -15,6 +14,7 @@ import _evaluation
 import _image_report
 import _image_vae
 import _likelihoods
+import _runs
 import h5py
 import keras
 import matplotlib.image
@@ -112,7 +112,7 @@ class TestTinyRun:
         data = _datasets.load_mnist(str(directory.parent / 'mnist.npz'))
         fixed = {'data': data.fingerprint, 'epochs': 2, 'batch_size': 25, 'latent_size': 2}
         run = small_settings('diagonal', **fixed)
-        (trained,) = _common.run_cached(never, [run], directory / 'runs', 1, False, str).values()
+        (trained,) = _runs.run_cached(never, [run], directory / 'runs', 1, False, str).values()
         evaluations = [Evaluation(run, nll_samples=30, nll_images=30, grid_size=size) for size in (100, 300)]
         assert [(directory / 'evaluations' / f'{each.name}.json').is_file() for each in evaluations] == [True, False]
         evaluation = Evaluation(run, nll_samples=5, nll_images=10)
@@ -183,7 +183,7 @@ def trained(folder, network, is_killed):
 @pytest.mark.parametrize('network', ['dense', 'convolutions'])
 def test_killed_and_started_again_it_ends_with_the_same_averaged_weights(network, tmp_path):
     write_mnist(tmp_path)
-    results = dict(_common.run_all(functools.partial(trained, tmp_path, network), [False, True], jobs=2))
+    results = dict(_runs.run_all(functools.partial(trained, tmp_path, network), [False, True], jobs=2))
     (weights, curves, state), (resumed, other_curves, other_state) = results[False], results[True]
     assert len(weights) == len(resumed) > 20
     assert any('batch_normalization' in name for name in weights) == (network == 'convolutions')

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from _timing import Prepared, Size, make_inputs
+from _benchmark_timing import Prepared, Size, make_inputs
 
 import tfp_iaf
 import tfp_iaf.keras

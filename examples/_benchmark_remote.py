@@ -1,4 +1,4 @@
-"""Timing in another process, which waits while it is not its turn. `python _remote.py NAME` is that process."""
+"""Timing in another process, which waits for its turn. `python _benchmark_remote.py NAME` is that process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from _timing import EXACT_MALLOC, Prepared, Size, Step, peak_memory, seconds_per_call
+from _benchmark_timing import EXACT_MALLOC, Prepared, Size, Step, peak_memory, seconds_per_call
 
 
 class RemoteError(RuntimeError):
@@ -146,28 +146,28 @@ class _Library:
     """One implementation, whatever it is made with."""
 
     def __init__(self, name: str) -> None:
-        import _peers  # imports no library before it is asked
+        import _benchmark_peers  # imports no library before it is asked
 
         self._name = name
-        self._is_peer = name in _peers.PEERS
+        self._is_peer = name in _benchmark_peers.PEERS
         if self._is_peer:
-            reason = _peers.missing(name)
+            reason = _benchmark_peers.missing(name)
             if reason is not None:
                 raise ImportError(f'{reason} for {sys.executable}')
-            self.version, self.device = _peers.version(name), _peers.device(name)
+            self.version, self.device = _benchmark_peers.version(name), _benchmark_peers.device(name)
         else:
-            import _chains
+            import _benchmark_chains
 
-            self.version, self.device = _chains.VERSION, _chains.device()
+            self.version, self.device = _benchmark_chains.VERSION, _benchmark_chains.device()
 
     def prepare(self, size: Size, work: str, mode: str) -> Prepared:
         if self._is_peer:
-            import _peers
+            import _benchmark_peers
 
-            return _peers.prepare(self._name, size, work, mode)
-        import _chains
+            return _benchmark_peers.prepare(self._name, size, work, mode)
+        import _benchmark_chains
 
-        return _chains.prepare(self._name, size, work, mode)
+        return _benchmark_chains.prepare(self._name, size, work, mode)
 
     def memory(self, size: Size, work: str, mode: str) -> dict[str, Any]:
         if self.device == 'cpu':
@@ -175,12 +175,12 @@ class _Library:
             return {'peak_mb': peak, 'memory_by': how}
         step, _ = self.prepare(size, work, mode)
         if self._is_peer:
-            import _peers
+            import _benchmark_peers
 
-            return {'peak_mb': _peers.gpu_memory(self._name, step), 'memory_by': "the GPU's allocator"}
-        import _chains
+            return {'peak_mb': _benchmark_peers.gpu_memory(self._name, step), 'memory_by': "the GPU's allocator"}
+        import _benchmark_chains
 
-        return {'peak_mb': _chains.gpu_memory(step), 'memory_by': "the GPU's allocator"}
+        return {'peak_mb': _benchmark_chains.gpu_memory(step), 'memory_by': "the GPU's allocator"}
 
 
 if __name__ == '__main__':

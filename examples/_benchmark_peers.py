@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from _timing import Prepared, Size, make_inputs
+from _benchmark_timing import Prepared, Size, make_inputs
 
 # Package, what is imported, and how it runs: PyTorch without a compiler, as its users do; JAX with XLA.
 PEERS = {

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import _chains
-import _peers
-import _remote
+import _benchmark_chains
+import _benchmark_peers
+import _benchmark_remote
 import tensorflow as tf
 import tqdm
-from _timing import Size, Timer, quartiles, seconds_per_call, take_turns
+from _benchmark_timing import Size, Timer, quartiles, seconds_per_call, take_turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Case:
         return found
 
     def _modes(self, name: str) -> tuple[str, ...]:
-        return (_peers.PEERS[name][2],) if name in _peers.PEERS else self.modes
+        return (_benchmark_peers.PEERS[name][2],) if name in _benchmark_peers.PEERS else self.modes
 
 
 def does(name: str, size: Size, work: str) -> bool:
     """Returns whether an implementation does some work that is not another's already."""
     if work == 'vae_step':
-        return name in _chains.VAES
+        return name in _benchmark_chains.VAES
     if name == 'fixed_point':
         return work.startswith('log_prob')  # the two inverses have one forward direction
     if name == 'dense':
@@ -66,7 +66,7 @@ def does(name: str, size: Size, work: str) -> bool:
 
 
 def measure(
-    remotes: Mapping[str, _remote.Remote], peer_python: str, directory: pathlib.Path, case: Case
+    remotes: Mapping[str, _benchmark_remote.Remote], peer_python: str, directory: pathlib.Path, case: Case
 ) -> dict[str, Any]:
     """Times all candidates of a case; returns a row for each, and why others are missing."""
     timers: dict[tuple[str, str, str], Timer] = {}
@@ -78,9 +78,9 @@ def measure(
             if name in remotes:
                 timers[candidate], found = remotes[name].prepare(case.size, work, mode)
             else:
-                step, found = _chains.prepare(name, case.size, work, mode)
+                step, found = _benchmark_chains.prepare(name, case.size, work, mode)
                 timers[candidate] = functools.partial(seconds_per_call, step)
-        except (_remote.RemoteError, tf.errors.OpError, MemoryError) as error:
+        except (_benchmark_remote.RemoteError, tf.errors.OpError, MemoryError) as error:
             skipped.append({'implementation': name, 'work': work, 'mode': mode, 'reason': str(error)[:300]})
             continue
         rows[candidate] = {'implementation': name, 'work': work, 'mode': mode, **found}
@@ -97,13 +97,17 @@ def measure(
         row['compile_s'] = None if row['mode'] == 'eager' else max(0.0, first - row['ms']['median'] / 1e3)
     # Eagerly, TFP's inverse would take minutes in each process.
     measured_too = [row for row in rows.values() if case.memory and row['work'] == case.work]
-    measured_too = [row for row in measured_too if row['implementation'] in _peers.PEERS or row['mode'] != 'eager']
+    measured_too = [
+        row for row in measured_too if row['implementation'] in _benchmark_peers.PEERS or row['mode'] != 'eager'
+    ]
     for row in _progress(measured_too, f'{case.size} {case.work}: memory'):
         name = row['implementation']
-        python = peer_python if name in _peers.PEERS else sys.executable
+        python = peer_python if name in _benchmark_peers.PEERS else sys.executable
         try:
-            row |= _remote.measure_memory(name, case.size, case.work, row['mode'], python, _chains.device())
-        except _remote.RemoteError as error:
+            row |= _benchmark_remote.measure_memory(
+                name, case.size, case.work, row['mode'], python, _benchmark_chains.device()
+            )
+        except _benchmark_remote.RemoteError as error:
             key = {'implementation': name, 'work': case.work, 'mode': row['mode']}
             skipped.append({**key, 'reason': f'memory: {error}'[:300]})
     return {'rows': list(rows.values()), 'skipped': skipped}
@@ -115,17 +119,19 @@ def _progress(items: Sequence[Any], description: str) -> Any:
 
 def start_peers(
     names: Sequence[str], python: str, stack: contextlib.ExitStack
-) -> tuple[dict[str, _remote.Remote], dict[str, str]]:
+) -> tuple[dict[str, _benchmark_remote.Remote], dict[str, str]]:
     """Starts the libraries that have processes of their own; returns these, and why others are missing."""
     remotes, skipped = {}, {}
     for name in names:
         try:
-            remote = stack.enter_context(_remote.start(name, python, _chains.device()))
-        except (_remote.RemoteError, OSError) as error:
+            remote = stack.enter_context(_benchmark_remote.start(name, python, _benchmark_chains.device()))
+        except (_benchmark_remote.RemoteError, OSError) as error:
             skipped[name] = str(error)
             continue
-        if remote.about['device'] != _chains.device():
-            skipped[name] = f'it computes on the {remote.about["device"]}, TensorFlow on the {_chains.device()}'
+        if remote.about['device'] != _benchmark_chains.device():
+            skipped[name] = (
+                f'it computes on the {remote.about["device"]}, TensorFlow on the {_benchmark_chains.device()}'
+            )
         else:
             remotes[name] = remote
     return remotes, skipped

@@ -8,11 +8,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import _common
-import _peers
+import _benchmark_peers
 import _plots
-from _cases import Case
-from _timing import WORKS, Size, ratio
+import _summary
+from _benchmark_cases import Case
+from _benchmark_timing import WORKS, Size, ratio
 
 # What is timed, with its colour in plots: ours, ours in other ways, and others.
 COLORS = {
@@ -36,7 +36,7 @@ _FIELDS = {'D': 'event', 'H': 'hidden', 'T': 'flows', 'batch': 'batch', 'K': 'sa
 def fastest(rows: Sequence[dict[str, Any]], name: str, work: str, eager: bool) -> dict[str, Any] | None:
     """Returns the row with the least median time, of eager mode or of the others; PyTorch is eager in either."""
     found = [row for row in rows if row['implementation'] == name and row['work'] == work]
-    if eager or name not in _peers.PEERS:
+    if eager or name not in _benchmark_peers.PEERS:
         found = [row for row in found if (row['mode'] == 'eager') == eager]
     return min(found, key=lambda row: row['ms']['median'], default=None)
 
@@ -69,7 +69,7 @@ def ratio_table(results: Mapping[Case, dict[str, Any]], work: str) -> str:
     for case, found in compared:
         cells = [_format(found['ratios'][name]) if name in found['ratios'] else '' for name in names]
         lines.append([str(case.size), found['mode'], f'{found["ms"]["median"]:.3g}', *cells])
-    return _common.format_table([WORKS[work], '', 'ms', *(f'/ {name}' for name in names)], lines)
+    return _summary.format_table([WORKS[work], '', 'ms', *(f'/ {name}' for name in names)], lines)
 
 
 def time_table(results: Mapping[Case, dict[str, Any]]) -> str:
@@ -88,7 +88,7 @@ def time_table(results: Mapping[Case, dict[str, Any]]) -> str:
             key = [str(case.size), WORKS[case.work], row['implementation'], row['mode']]
             lines.append([*key, _format(row['ms']), *extra])
     header = ['size', 'work', 'implementation', 'mode', 'ms', 'traced in s', 'compiled in s', 'nodes', 'peak MB']
-    return _common.format_table(header, lines)
+    return _summary.format_table(header, lines)
 
 
 def _format(spread: Mapping[str, float]) -> str:
