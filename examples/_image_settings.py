@@ -32,6 +32,7 @@ class Settings:
     latent_size: int = 32
     batch_size: int = 100
     learning_rate: float = 1e-3
+    rate_warm_up_steps: int = 0  # over which the learning rate grows from 0 to its largest
     final_rate: float = 0.02  # of the cosine's end, as a share of the learning rate
     warm_up_steps: int = 5000  # over which the KL's weight grows from 0 to 1
     global_clipnorm: float = 50.0
@@ -74,6 +75,7 @@ def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow, 
     flags.DEFINE_integer('epochs', epochs, 'Passes over the training images.', lower_bound=1)
     flags.DEFINE_integer('batch_size', 100, 'Images per training step, of all devices together.', lower_bound=1)
     flags.DEFINE_float('learning_rate', 1e-3, "Adam's, at the start of the cosine.", lower_bound=0)
+    flags.DEFINE_integer('rate_warm_up_steps', 0, 'Steps over which the learning rate grows from 0.', lower_bound=0)
     flags.DEFINE_integer('warm_up_steps', 5000, "Steps over which the KL's weight grows to 1.", lower_bound=1)
     flags.DEFINE_integer('latent_size', latent_size, 'Number of latent dimensions.', lower_bound=1)
     flags.DEFINE_integer('flows', flow.num_flows, 'Steps of the flow.', lower_bound=1)
@@ -103,7 +105,7 @@ def runs_from_flags(**fixed: Any) -> list[Settings]:
     units = tuple(map(int, options.flow_hidden_units))
     gate_start = options.gate_start if options.transform == 'gated' else None
     flow = Flow(options.flows, units, options.transform, gate_start, options.context_size)
-    same = ('batch_size', 'learning_rate', 'warm_up_steps', 'latent_size', 'strategy')
+    same = ('batch_size', 'learning_rate', 'rate_warm_up_steps', 'warm_up_steps', 'latent_size', 'strategy')
     fixed |= {name: options[name].value for name in same}
     kinds = [(_FLAG_OF_POSTERIOR[name], options.epochs) for name in options.posteriors]
     if options.longer_baseline:

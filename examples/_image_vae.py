@@ -44,7 +44,7 @@ def make_vae(settings: Settings, image_shape: Sequence[int], steps_per_epoch: in
     steps = settings.epochs * steps_per_epoch
     # Keras would make more steps in an epoch, if this did not divide their number; under a strategy it makes one.
     most = settings.max_steps_per_execution if settings.strategy == 'none' else 1
-    rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps, settings.final_rate)
+    rate = learning_rate(settings, steps)
     optimizer = keras.optimizers.Adam(
         rate, global_clipnorm=settings.global_clipnorm, use_ema=True, ema_momentum=settings.ema_momentum
     )
@@ -59,6 +59,18 @@ def make_vae(settings: Settings, image_shape: Sequence[int], steps_per_epoch: in
     )
     optimizer.build(model.trainable_variables)  # so that checkpoints have its variables from the start
     return model
+
+
+def learning_rate(settings: Settings, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Returns the rate of every step: a line up from 0, if wanted, and then a cosine down to a share of the largest."""
+    warm_up = settings.rate_warm_up_steps
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warm_up else settings.learning_rate,
+        max(1, steps - warm_up),
+        settings.final_rate,
+        warmup_target=settings.learning_rate if warm_up else None,
+        warmup_steps=warm_up,
+    )
 
 
 def train(load: Callable[[], Split], tensorboard: bool, directory: pathlib.Path, settings: Settings) -> dict[str, Any]:

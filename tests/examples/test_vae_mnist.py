@@ -315,3 +315,12 @@ class TestModel:
         read = _image_vae.trained_vae(tmp_path, settings, [8, 8, 1])
         for a, b in zip(model.get_weights(), read.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('warm_up', [0, 5])
+def test_learning_rate(warm_up):
+    rate = _image_vae.learning_rate(small_settings('diagonal', learning_rate=0.1, rate_warm_up_steps=warm_up), 25)
+    values = np.array([float(rate(step)) for step in range(26)])
+    np.testing.assert_allclose(values[:warm_up], 0.1 * np.arange(warm_up) / 5, rtol=1e-5)
+    x = np.linspace(0, 1, 26 - warm_up)
+    np.testing.assert_allclose(values[warm_up:], 0.1 * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * x))), rtol=1e-4)
