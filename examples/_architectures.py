@@ -1,6 +1,7 @@
 """The encoders and decoders of VAEs of images.
 
-Those with convolutions are of the blog post "Variational Autoencoders with Inverse Autoregressive Flows".
+Those with convolutions are of the blog post "Variational Autoencoders with Inverse Autoregressive Flows": all layers
+but the encoder's convolutions and the last are normalised, before their activation.
 """
 
 from __future__ import annotations
@@ -37,10 +38,9 @@ def conv_mnist(outputs: int, latent_size: int) -> Networks:
         *_dense(128),
         *_dense(14 * 14 * 64),
         keras.layers.Reshape([14, 14, 64]),
-        _deconv(32),
-        _deconv(32),
-        _deconv(32, 2),
-        keras.layers.BatchNormalization(),
+        *_deconv(32),
+        *_deconv(32),
+        *_deconv(32, 2),
         keras.layers.Conv2D(outputs, 1),
     ]
     return _networks(encoder, decoder, latent_size)
@@ -53,11 +53,10 @@ def conv_cifar10(outputs: int, latent_size: int) -> Networks:
         *_dense(512),
         *_dense(4 * 4 * 32),
         keras.layers.Reshape([4, 4, 32]),
-        _deconv(128),
-        _deconv(64, 2),
-        _deconv(32, 2),
-        _deconv(32, 2),
-        keras.layers.BatchNormalization(),
+        *_deconv(128),
+        *_deconv(64, 2),
+        *_deconv(32, 2),
+        *_deconv(32, 2),
         keras.layers.Conv2D(outputs, 1),
     ]
     return _networks(encoder, decoder, latent_size)
@@ -82,12 +81,16 @@ def _networks(encoder: list[Any], decoder: list[Any], latent_size: int) -> Netwo
 
 
 def _dense(units: int) -> list[Any]:
-    return [keras.layers.Dense(units, activation='elu'), keras.layers.BatchNormalization()]
+    return _normalized(keras.layers.Dense(units))
 
 
 def _conv(filters: int, strides: int = 1) -> Any:
     return keras.layers.Conv2D(filters, 3, strides, padding='same', activation='elu')
 
 
-def _deconv(filters: int, strides: int = 1) -> Any:
-    return keras.layers.Conv2DTranspose(filters, 3, strides, padding='same', activation='elu')
+def _deconv(filters: int, strides: int = 1) -> list[Any]:
+    return _normalized(keras.layers.Conv2DTranspose(filters, 3, strides, padding='same'))
+
+
+def _normalized(layer: Any) -> list[Any]:
+    return [layer, keras.layers.BatchNormalization(), keras.layers.Activation('elu')]

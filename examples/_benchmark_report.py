@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import _benchmark_peers
-import _plots
+import _benchmark_plots
 import _summary
 from _benchmark_cases import Case
 from _benchmark_timing import WORKS, Size, ratio
@@ -127,29 +127,29 @@ def sweeps(sizes: Sequence[Size]) -> dict[str, list[Size]]:
 
 def plot_ratios(results: Mapping[Case, dict[str, Any]], path: pathlib.Path) -> bool:
     """Draws the others' times in units of ours; returns whether there were any."""
-    panels: dict[str, dict[str, dict[str, _plots.Spread]]] = {}
+    panels: dict[str, dict[str, dict[str, _benchmark_plots.Spread]]] = {}
     for case, figures in results.items():
         found = compare(figures['rows'], case.work, eager=False) or compare(figures['rows'], case.work, eager=True)
         if found and found['ratios']:
             line = panels.setdefault(WORKS[case.work], {}).setdefault(case.size.label, {})
             for name, spread in found['ratios'].items():
                 median, low, high = (1 / spread[key] for key in ('median', 'high', 'low'))
-                line[name] = _plots.Spread(median, low, high)
+                line[name] = _benchmark_plots.Spread(median, low, high)
     if panels:
-        _plots.plot_ratios(panels, {OWN_SAMPLE: 'black', **COLORS}, 'tfp_iaf', path)
+        _benchmark_plots.plot_ratios(panels, {OWN_SAMPLE: 'black', **COLORS}, 'tfp_iaf', path)
     return bool(panels)
 
 
 def plot_costs(results: Mapping[Case, dict[str, Any]], path: pathlib.Path) -> bool:
     """Draws the times of sizes that differ in one quantity alone; returns whether there were any."""
-    panels: dict[str, dict[str, dict[str, dict[int, _plots.Spread]]]] = {}
+    panels: dict[str, dict[str, dict[str, dict[int, _benchmark_plots.Spread]]]] = {}
     for work in dict.fromkeys(case.work for case in results):
         cases = {case.size: figures['rows'] for case, figures in results.items() if case.work == work}
         for label, sizes in sweeps(list(cases)).items():
             curves = panels.setdefault(WORKS[work], {}).setdefault(label, {})
             for size, name in itertools.product(sizes, COLORS):
                 if row := fastest(cases[size], name, work, eager=False) or fastest(cases[size], name, work, eager=True):
-                    curves.setdefault(name, {})[getattr(size, _FIELDS[label])] = _plots.Spread(**row['ms'])
+                    curves.setdefault(name, {})[getattr(size, _FIELDS[label])] = _benchmark_plots.Spread(**row['ms'])
     if panels:
-        _plots.plot_costs(panels, COLORS, path)
+        _benchmark_plots.plot_costs(panels, COLORS, path)
     return bool(panels)

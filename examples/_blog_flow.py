@@ -52,7 +52,7 @@ def degrees(
         return tfp_iaf.masks.degrees(event_size, hidden_units, conditional=sees_context)
     layers, lowest = [np.arange(1, event_size + 1)], 0 if sees_context else 1
     for units in hidden_units:
-        layers.append(rng.integers(lowest, units - 1, size=units))
+        layers.append(rng.integers(lowest, units, size=units))
         lowest = layers[-1].min()
     return [*layers, np.arange(event_size)]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import _hmc_statistics
 import _records
+import _surrogates
 import numpy as np
-import surrogate_posterior
 import tensorflow as tf
 import tensorflow_probability as tfp
 from _targets import TARGETS
@@ -120,10 +120,10 @@ def sample_chains(q: Any, settings: Settings) -> tuple[Any, float, float, float]
 def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     """Runs one sampler; writes what is drawn of its chains to `directory`, and returns its figures."""
     started = time.perf_counter()
-    fit = surrogate_posterior.Settings('funnel', 'IAF affine', settings.seed, settings.fit_steps)
+    fit = _surrogates.Settings('funnel', 'IAF affine', settings.seed, settings.fit_steps)
     if settings.sampler.method == 'NeuTra':
-        q = surrogate_posterior.make_posterior(fit)
-        surrogate_posterior.fit(q, fit)
+        q = _surrogates.make_posterior(fit)
+        _surrogates.fit(q, fit)
         gradients_to_fit = fit.steps * fit.sample_size
     else:
         # A flow of no steps takes a vector to the parts of the model, and leaves the numbers as they are.

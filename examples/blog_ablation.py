@@ -21,6 +21,7 @@ from typing import Any
 import _quiet  # noqa: F401
 import _blog_flow
 import _datasets
+import _digits_vae
 import _pictures
 import _records
 import _script
@@ -30,7 +31,6 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import sklearn
-import vae_digits
 from _blog_flow import MISTAKES
 from absl import app, flags
 
@@ -52,7 +52,7 @@ DRAWN = {'the post': 'the post', ALL_MENDED: 'all mended', 'tfp_iaf': 'tfp_iaf'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(vae_digits.Settings):
+class Settings(_digits_vae.Settings):
     """All that a run depends on."""
 
     mistakes: tuple[str, ...] = ()
@@ -61,19 +61,19 @@ class Settings(vae_digits.Settings):
 # Model and training --------------------------------------------------------------------------------------------------
 
 
-def make_vae(settings: Settings) -> vae_digits.VAE:
-    """Makes a VAE; with a flow as that of the post, or, by `vae_digits.make_vae`, without one or with `tfp_iaf`'s."""
+def make_vae(settings: Settings) -> _digits_vae.VAE:
+    """Makes a VAE; with a flow as that of the post, or, by `_digits_vae.make_vae`, without one or with `tfp_iaf`'s."""
     if settings.posterior == 'diagonal':
-        return vae_digits.make_vae(settings)
+        return _digits_vae.make_vae(settings)
     if settings.posterior == 'tfp_iaf':
-        return vae_digits.make_vae(dataclasses.replace(settings, posterior='IAF'))
+        return _digits_vae.make_vae(dataclasses.replace(settings, posterior='IAF'))
 
     def inputs(hidden: Any) -> list[Any]:
         context = keras.layers.Dense(settings.context_size, 'sigmoid' if 'context' in settings.mistakes else 'elu')
         return [*(keras.layers.Dense(settings.latent_size)(hidden) for _ in range(2)), context(hidden)]
 
     sampling = _blog_flow.BlogSampling(settings.num_flows, settings.flow_hidden_units, settings.mistakes, settings.seed)
-    return vae_digits.assemble(settings, inputs, sampling, 1 if 'schedule' in settings.mistakes else None)
+    return _digits_vae.assemble(settings, inputs, sampling, 0 if 'schedule' in settings.mistakes else None)
 
 
 def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
         callbacks = [
             keras.callbacks.ReduceLROnPlateau(monitor='val_loss', factor=0.5, patience=15, min_lr=0.001 * rate)
         ]
-    vae, figures = vae_digits.make_and_train(directory, settings, make_vae, rate, callbacks)
+    vae, figures = _digits_vae.make_and_train(directory, settings, make_vae, rate, callbacks)
     return {**figures, 'final_rate': float(vae.optimizer.learning_rate), 'penalty': float(sum(vae.losses))}
 
 
@@ -181,7 +181,7 @@ def plot(results: dict[Settings, dict[str, Any]], rows: Sequence[dict[str, Any]]
     """Writes the plots: the differences, and, with two dimensions, posteriors of the first seed's models."""
     plot_differences(rows, output_dir / 'ablation.png')
     vaes = {
-        DRAWN[run.posterior]: vae_digits.trained_parts(output_dir / 'runs', run, make_vae)
+        DRAWN[run.posterior]: _digits_vae.trained_parts(output_dir / 'runs', run, make_vae)
         for run in results
         if run.posterior in DRAWN and (run.latent_size, run.seed) == (2, 0)
     }

@@ -23,8 +23,8 @@ import _plots
 import _records
 import _script
 import _summary
+import _surrogates
 import numpy as np
-import surrogate_posterior
 from _hmc import Sampler, Settings
 from absl import app, flags
 
@@ -95,7 +95,7 @@ def plot(results: dict[Settings, dict[str, Any]], rows: Sequence[dict[str, Any]]
         with np.load(output_dir / 'runs' / f'{settings.name}.npz') as arrays:
             title = f'{method}, {row["leapfrogs"]} leapfrog steps for a transition'
             best[method] = _plots.Chains(title, arrays['trace'], row['leapfrogs'], arrays['coordinates'])
-    _plots.plot_chains(best, surrogate_posterior.exact(_hmc.FUNNEL), COLORS, output_dir / 'chains.png')
+    _plots.plot_chains(best, _surrogates.exact(_hmc.FUNNEL), COLORS, output_dir / 'chains.png')
 
 
 # Command line --------------------------------------------------------------------------------------------------------

@@ -12,10 +12,9 @@ To use a flow instead of a mean field is to call another builder:
 
     tfp_iaf.build_iaf_surrogate_posterior(joint.event_shape_tensor(), joint.experimental_default_event_space_bijector())
 
-Here it is told not to alternate the order of the entries, as it does by default; `make_posterior` says why.
+Here it is told not to alternate the order of the entries, as it does by default; `_surrogates.make_posterior` says why.
 """
 
-import dataclasses
 import itertools
 import pathlib
 import time
@@ -27,77 +26,25 @@ import _plots
 import _records
 import _script
 import _summary
+import _surrogates
 import _variational
-import keras
 import numpy as np
-import tensorflow_probability as tfp
-from _targets import TARGETS, Target
+from _surrogates import POSTERIORS, Settings
+from _targets import TARGETS
 from absl import app, flags
 
-import tfp_iaf
-
-POSTERIORS = {  # with their colours in plots
-    'mean field': '#777777',
-    'full covariance': '#0072B2',
-    'IAF gated': '#CC79A7',
-    'IAF affine': '#D55E00',
-    'IAF spline': '#009E73',
-}
 CURVE_POINTS = 100
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that a run depends on."""
-
-    target: str
-    posterior: str
-    seed: int = 0
-    steps: int = 4000
-    sample_size: int = 100
-    learning_rate: float = 2e-2
-    evaluation_samples: int = 100000
-
-    @property
-    def name(self) -> str:
-        """A file name that other settings, or other versions of the libraries, do not have."""
-        digest = _records.digest(self)
-        return f'{self.target}-{self.posterior}-seed{self.seed}-{digest}'.replace(' ', '-')
-
-
 # Inference -----------------------------------------------------------------------------------------------------------
-
-
-def make_posterior(settings: Settings) -> Any:
-    """Returns a trainable q: a distribution over the same structure as the target's joint distribution.
-
-    The order of the parts is that of the model, and it matters: a step moves and scales each entry by those before it.
-    In a funnel, where v sets the scale of all others, v comes first, as hyperparameters do in a model. No step takes
-    the entries in the other order, though by default every second one would. These posteriors do not need it (v is no
-    function of any one x), and where a step bent the banana's x by its y, some seeds lost a part of one arm for good.
-    """
-    joint = TARGETS[settings.target].joint
-    model = joint.event_shape_tensor(), joint.experimental_default_event_space_bijector()
-    if settings.posterior in ('mean field', 'full covariance'):
-        operators = {'mean field': 'diag', 'full covariance': 'tril'}[settings.posterior]
-        keras.utils.set_random_seed(settings.seed)  # this builder has no seed
-        return tfp.experimental.vi.build_affine_surrogate_posterior(model[0], operators, model[1])
-    return tfp_iaf.build_iaf_surrogate_posterior(
-        *model, transform=settings.posterior.removeprefix('IAF '), alternate_order=False, seed=settings.seed
-    )
-
-
-def fit(q: Any, settings: Settings) -> np.ndarray:
-    """Maximises the ELBO, and returns -ELBO at every step; see `_variational.fit`."""
-    return _variational.fit(TARGETS[settings.target].joint.unnormalized_log_prob, q, settings)
 
 
 def run(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
     """Fits one q; writes samples of what is drawn of it to `directory`, and returns its figures."""
     started = time.perf_counter()
     target = TARGETS[settings.target]
-    q = make_posterior(settings)
-    losses = fit(q, settings)
+    q = _surrogates.make_posterior(settings)
+    losses = _surrogates.fit(q, settings)
     fitted = time.perf_counter()
 
     sample, log_weights = _variational.draw(target.joint.unnormalized_log_prob, q, settings)
@@ -164,11 +111,6 @@ def report(rows: Sequence[dict[str, Any]], evaluation_samples: int) -> str:
     return '\n'.join(['', _summary.format_table(header, cells), *notes])
 
 
-def exact(target: Target) -> _plots.Exact:
-    """Returns what samples of q are drawn beside."""
-    return _plots.Exact(target.names, target.window, target.coordinates(target.sample(4000000, seed=0)))
-
-
 def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:
     """Writes a corner plot for each target, of q for the first seed beside the exact p, and all learning curves."""
     corners: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
@@ -184,7 +126,7 @@ def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> N
         curves.setdefault(settings.target, {})[settings.posterior] = _plots.Curve(steps, values)
     for target, models in corners.items():
         path = output_dir / f'corner_{target.replace(" ", "_")}.png'
-        _plots.plot_corners(exact(TARGETS[target]), models, POSTERIORS, path)
+        _plots.plot_corners(_surrogates.exact(TARGETS[target]), models, POSTERIORS, path)
     _plots.plot_learning_curves(curves, POSTERIORS, 'KL(q || p) in training (nats)', output_dir / 'learning_curves.png')
 
 

@@ -2,6 +2,7 @@
 
 import _plots
 import _quadrature
+import _surrogates
 import _targets
 import matplotlib.image
 import numpy as np
@@ -13,7 +14,7 @@ from tests.examples import scripts
 
 TINY = {'steps': 20, 'evaluation_samples': 500}
 KINDS = [(target, posterior) for target in ('banana', 'eight schools') for posterior in ('mean field', 'IAF affine')]
-RUNS = [surrogate_posterior.Settings(*kind, **TINY) for kind in KINDS]
+RUNS = [_surrogates.Settings(*kind, **TINY) for kind in KINDS]
 PLOTS = ('corner_banana.png', 'corner_eight_schools.png', 'learning_curves.png')
 TARGETS = pytest.mark.parametrize('name', _targets.TARGETS)
 
@@ -57,7 +58,7 @@ class TestTinyRun:
 @pytest.mark.slow
 class TestFit:
     def figures(self, tmp_path, posterior):
-        settings = surrogate_posterior.Settings('funnel', posterior, steps=1000, evaluation_samples=20000)
+        settings = _surrogates.Settings('funnel', posterior, steps=1000, evaluation_samples=20000)
         return surrogate_posterior.run(tmp_path, settings)
 
     def test_mean_field_reaches_its_optimum(self, tmp_path):
@@ -73,17 +74,17 @@ class TestFit:
 
 
 def test_fit_that_diverges_ends_with_its_name_and_step(tmp_path):
-    settings = surrogate_posterior.Settings('banana', 'mean field', learning_rate=float('nan'), **TINY)
+    settings = _surrogates.Settings('banana', 'mean field', learning_rate=float('nan'), **TINY)
     with pytest.raises(FloatingPointError, match=rf'{settings.name}: the loss became nan at step 1\.'):
         surrogate_posterior.run(tmp_path, settings)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('posterior', surrogate_posterior.POSTERIORS)
+@pytest.mark.parametrize('posterior', _surrogates.POSTERIORS)
 @TARGETS
 def test_families_are_over_the_model_and_follow_the_seed(name, posterior):
     def sample(seed):
-        q = surrogate_posterior.make_posterior(surrogate_posterior.Settings(name, posterior, seed))
+        q = _surrogates.make_posterior(_surrogates.Settings(name, posterior, seed))
         parts = q.sample(2, seed=[0, 0])
         assert np.all(np.isfinite(_targets.TARGETS[name].joint.unnormalized_log_prob(parts)))
         return q, parts
@@ -99,7 +100,7 @@ def test_families_are_over_the_model_and_follow_the_seed(name, posterior):
 
 
 def test_other_settings_have_other_names():
-    others = [surrogate_posterior.Settings(*KINDS[0], seed=seed, steps=steps) for seed in (0, 1) for steps in (20, 40)]
+    others = [_surrogates.Settings(*KINDS[0], seed=seed, steps=steps) for seed in (0, 1) for steps in (20, 40)]
     assert len({settings.name for settings in [*others, *RUNS]}) == len(others) + len(RUNS)
 
 
