@@ -15,9 +15,10 @@ import _image_report
 import _image_settings
 import _image_vae
 import _runs
+import _script
 from _datasets import Split
 from _image_settings import Evaluation
-from absl import app, flags, logging
+from absl import flags, logging
 
 
 def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
@@ -28,8 +29,7 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
         load: Gives the images: a function of a module, or a `functools.partial` of one.
         **fixed: Fields of `Settings` that the shared flags do not say.
     """
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    _script.check_arguments(argv)
     started = time.perf_counter()
     logging.set_verbosity(logging.WARNING)  # TensorFlow has notes on every checkpoint
     options = flags.FLAGS
@@ -69,7 +69,6 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
     groups = _image_report.group(trained, evaluated, evaluated_directory)
     rows = _image_report.aggregate(groups)
     print(_image_report.report(groups, rows))
-    _image_report.write(groups, rows, output_dir / 'results.json')
     _image_report.plot_curves(groups, output_dir / 'learning_curves.png')
     _image_report.plot_models(groups, data, directory, output_dir)
-    print(f'\nWrote results.json and plots to {output_dir} in {time.perf_counter() - started:.0f} s.')
+    _script.write({'aggregated': rows, 'runs': _image_report.of_runs(groups)}, output_dir, started)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 
 import numpy as np
-from _quadrature import Grid
+from _grid import Grid
 
 
 class Target(abc.ABC):

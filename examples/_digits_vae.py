@@ -23,6 +23,7 @@ import numpy as np
 import sklearn
 import tensorflow as tf
 from _estimates import Parts
+from _grid import Grid
 from _likelihoods import bernoulli
 from _posteriors import Flow, log_standard_normal
 
@@ -198,7 +199,7 @@ def evaluate(vae: VAE, images: np.ndarray, settings: Settings) -> dict[str, Any]
     estimates = _estimates.estimate(vae.parts, bernoulli, images, settings.evaluation_samples)
     nll = estimates.nll
     if settings.latent_size == 2:
-        nll = -_quadrature.log_likelihoods(vae.decoder, images, _quadrature.Grid(size=settings.grid_size))
+        nll = -_quadrature.log_likelihoods(vae.decoder, images, Grid(size=settings.grid_size))
     kl_to_posterior = estimates.neg_elbo - nll
     return {
         'neg_elbo': float(estimates.neg_elbo.mean()),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import _runs
+import _progress
 import keras
 import numpy as np
 import tensorflow as tf
@@ -98,7 +98,7 @@ def estimate(
     means = np.zeros([2, len(images), size])
     at_once = min(count, _ROWS)
     step = max(1, _ROWS // at_once)
-    bar = tqdm.tqdm(total=len(images), desc=label, unit='image', disable=label is None, **_runs.inner_bar())
+    bar = tqdm.tqdm(total=len(images), desc=label, unit='image', disable=label is None, **_progress.inner_bar())
     with bar:
         for i in range(0, len(images), step):
             piece = slice(i, i + step)

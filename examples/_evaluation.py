@@ -15,6 +15,7 @@ import _records
 import numpy as np
 from _datasets import Split
 from _estimates import Parts
+from _grid import Grid
 from _image_settings import Evaluation, Settings
 from _likelihoods import LIKELIHOODS
 
@@ -51,7 +52,7 @@ def evaluate(
         'nll': weighted.nll,
     }
     if evaluation.run.latent_size == 2 and evaluation.run.likelihood == 'bernoulli':
-        grid = _quadrature.Grid(size=evaluation.grid_size)
+        grid = Grid(size=evaluation.grid_size)
         by_image['importance_weighted_nll'] = weighted.nll
         by_image['nll'] = -_quadrature.log_likelihoods(vae.decoder, of_nll, grid)
     with _records.atomic(images_path(directory, evaluation)) as path:

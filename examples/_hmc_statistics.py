@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 
 tfd = tfp.distributions
 
+CONVERGED = 1.05  # R-hat below this says that chains have
 AVERAGED = (
     'smallest_ess',
     'ess_per_1000_gradients',
@@ -54,9 +55,7 @@ def of_chains(values: tf.Tensor) -> dict[str, Any]:
 
 def aggregate(results: Mapping[Any, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the statistics over seeds for every sampler, of figures of runs whose settings have a `sampler`."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for settings, figures in results.items():
-        groups.setdefault(settings.sampler, []).append(figures)
+    groups = _summary.group_by(results, lambda settings: settings.sampler)
     return [
         {
             'sampler': str(sampler),
@@ -69,9 +68,15 @@ def aggregate(results: Mapping[Any, dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def has_converged(row: dict[str, Any]) -> bool:
+    """Returns whether R-hat says of every seed that its chains agree. If they do not, their ESS says too much."""
+    return bool(row['largest_r_hat'] < CONVERGED)
+
+
 def best_of(rows: Sequence[dict[str, Any]], method: str, key: str) -> dict[str, Any]:
-    """Returns the row of a method's best settings, by the mean of a figure."""
-    return max((row for row in rows if row['method'] == method), key=lambda row: row[key]['mean'])
+    """Returns the row of a method's best settings, by the mean of a figure, of those that have converged if any has."""
+    of_method = [row for row in rows if row['method'] == method]
+    return max([row for row in of_method if has_converged(row)] or of_method, key=lambda row: row[key]['mean'])
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

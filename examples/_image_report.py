@@ -12,7 +12,6 @@ import _evaluation
 import _image_vae
 import _pictures
 import _plots
-import _records
 import _summary
 import numpy as np
 from _datasets import Split
@@ -77,19 +76,22 @@ def group(
     trained: Mapping[Settings, dict[str, Any]], evaluated: Mapping[Evaluation, dict[str, Any]], directory: pathlib.Path
 ) -> Groups:
     """Gathers the seeds of each posterior, and of each number of epochs where one has several."""
-    groups: dict[str, list[Result]] = {}
-    epochs = min(run.epochs for run in trained)
+    results = {}
     for evaluation, figures in evaluated.items():
         run = evaluation.run
-        label = run.posterior + (f', {run.epochs} epochs' if run.epochs > epochs else '')
         with np.load(_evaluation.images_path(directory, evaluation)) as arrays:
             by_image = dict(arrays)
         figures = {**trained[run], **figures}
         if 'importance_weighted_nll' in by_image:  # and the other one is exact
             by_image[_BIAS] = by_image['importance_weighted_nll'] - by_image['nll']
             figures[_BIAS] = float(by_image[_BIAS].mean())
-        groups.setdefault(label, []).append(Result(run, figures, by_image))
-    return groups
+        results[run] = Result(run, figures, by_image)
+    epochs = min(run.epochs for run in trained)
+
+    def label(run: Settings) -> str:
+        return run.posterior + (f', {run.epochs} epochs' if run.epochs > epochs else '')
+
+    return _summary.group_by(results, label)
 
 
 def estimate(results: Sequence[Result], key: str, baseline: Sequence[Result] | None = None) -> dict[str, Any]:
@@ -144,8 +146,8 @@ def report(groups: Groups, rows: Sequence[dict[str, Any]]) -> str:
         header.append('IW excess')
         nll = 'exact, by quadrature'
         more_notes.append(
-            'IW excess: what the estimate by importance weighting has more than the exact one. Less than 0 means that '
-            'the grid misses mass.'
+            'IW excess: what the estimate by importance weighting has more than the exact one; in expectation 0 or '
+            'more. Well below 0, against its error, means that the grid misses mass.'
         )
     count, nll_count = first.figures['images'], first.figures['nll_images']
     notes = [
@@ -171,15 +173,13 @@ def bits_per_dim(nats: float, dims: int) -> float:
     return nats / (dims * math.log(2))
 
 
-def write(groups: Groups, rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """Writes the flags, the versions of the libraries, the statistics, and every run's settings and figures as JSON."""
-    runs = [
+def of_runs(groups: Groups) -> list[dict[str, Any]]:
+    """Returns what is written down of every run: its settings, and its figures but the learning curves."""
+    return [
         {**dataclasses.asdict(result.run), **{k: v for k, v in result.figures.items() if k != 'curves'}}
         for results in groups.values()
         for result in results
     ]
-    record = {'flags': _records.used_flags(), 'versions': _records.versions(), 'aggregated': rows, 'runs': runs}
-    _records.write_json(path, record)
 
 
 def plot_curves(groups: Groups, path: pathlib.Path) -> None:

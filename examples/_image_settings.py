@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import _records
+import _script
 from _posteriors import POSTERIORS, Flow
 from absl import flags
 
@@ -88,9 +89,7 @@ def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow, 
     flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for the exact NLL if z has two.', lower_bound=2)
     flags.DEFINE_enum('strategy', 'none', ['none', 'mirrored'], 'mirrored: on all GPUs, or a CPU split in two.')
     flags.DEFINE_bool('tensorboard', False, 'Write logs for TensorBoard, in output_dir/runs/*/tensorboard.')
-    flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
-    flags.DEFINE_string('output_dir', output_dir, 'Where results, plots and finished runs are written.')
-    flags.DEFINE_bool('fresh', False, 'Train and evaluate anew what output_dir already has.')
+    _script.define_flags_of_runs(output_dir)
     flags.register_validator(
         'posteriors', lambda names: names and set(names) <= set(known), f'expected some of {",".join(known)}'
     )

@@ -155,10 +155,3 @@ def plot(results: Mapping[Settings, dict[str, Any]], output_dir: pathlib.Path) -
     vaes = {run.title: Parts.of(keras.saving.load_model(model_path(output_dir / 'runs', run))) for run in results}
     rows = _pictures.reconstructions_and_samples(vaes, images)
     _plots.plot_images({'': rows}, output_dir / 'reconstructions_and_samples.png')
-
-
-def write(results: Mapping[Settings, dict[str, Any]], path: pathlib.Path) -> None:
-    """Writes the flags, the versions of the libraries, and every run's settings and figures as JSON."""
-    used = _records.used_flags()
-    runs = [{**dataclasses.asdict(run), **figures} for run, figures in results.items()]
-    _records.write_json(path, {'flags': used, 'versions': _records.versions(sklearn), 'runs': runs})

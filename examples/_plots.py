@@ -14,7 +14,7 @@ import matplotlib
 import matplotlib.lines
 import matplotlib.ticker
 import numpy as np
-from _quadrature import Density, levels_of_mass
+from _grid import Density, levels_of_mass
 from matplotlib.figure import Figure
 
 matplotlib.use('Agg')

@@ -118,9 +118,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def inner_bar() -> dict[str, Any]:
-    """Returns options for a progress bar within a run: below that of `run_cached`, on a line of each worker's own."""
-    identity = multiprocessing.current_process()._identity
-    return {'position': identity[0] if identity else 1, 'leave': False, 'dynamic_ncols': True}

@@ -16,7 +16,7 @@ flags.disclaim_key_flags()  # those that are defined here are the script's own
 
 
 def define_flags(output_dir: str, quick: Mapping[str, Any]) -> None:
-    """Defines the flags that all scripts have.
+    """Defines the flags that all scripts of this frame have.
 
     Flags are defined in a function, since worker processes and tests import the scripts too.
 
@@ -24,10 +24,15 @@ def define_flags(output_dir: str, quick: Mapping[str, Any]) -> None:
         output_dir: Where results are written if the command does not say.
         quick: The values of flags, by name, with `--quick`, where the command does not say.
     """
+    define_flags_of_runs(output_dir)
+    flags.DEFINE_bool('quick', False, f'A try of a minute at most: {dict(quick)}, where not given.')
+
+
+def define_flags_of_runs(output_dir: str) -> None:
+    """Defines the flags that say how runs are made, and where they are kept if the command does not say."""
     flags.DEFINE_integer('jobs', 2, 'Number of runs at a time, each in a process with one thread.', lower_bound=1)
     flags.DEFINE_string('output_dir', output_dir, 'Where results, plots and finished runs are written.')
     flags.DEFINE_bool('fresh', False, 'Make anew the runs that output_dir already has.')
-    flags.DEFINE_bool('quick', False, f'A try of a minute at most: {dict(quick)}, where not given.')
 
 
 def define_some_of(name: str, known: Iterable[str], text: str) -> None:
@@ -58,8 +63,7 @@ def run(
             `results.json` says of the runs.
         *libraries: Those whose versions are kept besides the ones that all figures depend on.
     """
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    check_arguments(argv)
     started = time.perf_counter()
     options = flags.FLAGS
     for name, value in quick.items() if options.quick else ():
@@ -67,10 +71,28 @@ def run(
     runs, output_dir = plan(), pathlib.Path(options.output_dir)
     print(f'{len(runs)} runs, {options.jobs} at a time.')
     results = _runs.run_cached(make, runs, output_dir / 'runs', options.jobs, options.fresh, describe)
+    write(conclude(results, output_dir), output_dir, started, *libraries)
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+    """Raises UsageError if the command line has arguments that are no flags, besides the script's name."""
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+
+
+def write(conclusions: Mapping[str, Any], output_dir: pathlib.Path, started: float, *libraries: ModuleType) -> None:
+    """Writes `results.json`, the last of a script's files, and says so.
+
+    Args:
+        conclusions: What it says of the runs.
+        output_dir: Where it is written.
+        started: When the script started, by `time.perf_counter`.
+        *libraries: Those whose versions are kept besides the ones that all figures depend on.
+    """
     record = {
         'flags': _records.used_flags(),
         'versions': _records.versions(*libraries),
-        **conclude(results, output_dir),
+        **conclusions,
         'seconds': time.perf_counter() - started,
     }
     _records.write_json(output_dir / 'results.json', record)

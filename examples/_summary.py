@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+
+Run = TypeVar('Run')
+Key = TypeVar('Key', bound=Hashable)
+Figures = TypeVar('Figures')
 
 
 def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
@@ -19,6 +23,14 @@ def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
     return {'mean': float(np.mean(values)), 'standard_error': error, 'by_seed': list(values)}
 
 
+def group_by(results: Mapping[Run, Figures], key: Callable[[Run], Key]) -> dict[Key, list[Figures]]:
+    """Returns the figures of the runs that have the same key, as those have that differ in the seed; in their order."""
+    groups: dict[Key, list[Figures]] = {}
+    for run, figures in results.items():
+        groups.setdefault(key(run), []).append(figures)
+    return groups
+
+
 def aggregate(results: Mapping[Any, dict[str, Any]], keys: Sequence[str], baseline: str) -> list[dict[str, Any]]:
     """Returns the statistics over seeds of every latent size and posterior, and the differences from a baseline.
 
@@ -28,9 +40,7 @@ def aggregate(results: Mapping[Any, dict[str, Any]], keys: Sequence[str], baseli
         keys: The figures of which mean and standard error are wanted.
         baseline: The posterior with which the others are compared, seed by seed.
     """
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for run, figures in results.items():
-        groups.setdefault((run.latent_size, run.posterior), []).append(figures)
+    groups = group_by(results, lambda run: (run.latent_size, run.posterior))
     rows = []
     for (latent_size, posterior), runs in groups.items():
         row: dict[str, Any] = {'latent_size': latent_size, 'posterior': posterior, 'seeds': len(runs)}

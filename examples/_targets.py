@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from _quadrature import Grid
+from _grid import Grid
 
 tfd = tfp.distributions
 _Root = tfd.JointDistributionCoroutine.Root

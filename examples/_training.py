@@ -10,8 +10,8 @@ from typing import Any
 
 import _checkpoints
 import _images
+import _progress
 import _records
-import _runs
 import _watch
 import keras
 import tensorflow as tf
@@ -62,7 +62,7 @@ def fit(
     if epochs_done:
         tqdm.tqdm.write(f'{name}: goes on after {epochs_done} of {epochs} epochs.')
     watch = _watch.TrainingWatch(name, steps_per_epoch)
-    bar = tqdm.keras.TqdmCallback(verbose=0, **_runs.inner_bar())
+    bar = tqdm.keras.TqdmCallback(verbose=0, **_progress.inner_bar())
     model.fit(
         batches(range(epochs_done, epochs)).map(_images.with_itself),
         epochs=epochs,

@@ -24,6 +24,7 @@ import _benchmark_profile
 import _benchmark_report
 import _records
 import _runs
+import _script
 import _summary
 import numpy as np
 import tensorflow as tf
@@ -142,8 +143,7 @@ def run_profile(size: Size, directory: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, and writes what came out."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    _script.check_arguments(argv)
     started = time.perf_counter()
     options = flags.FLAGS
     try:

@@ -29,6 +29,7 @@ import _images
 import _keras_vae
 import _records
 import _runs
+import _script
 import _training
 import keras
 import keras_vae
@@ -226,8 +227,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Trains a VAE as the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    _script.check_arguments(argv)
     options = flags.FLAGS
     multiworker, is_worker = options.strategy == 'multiworker', bool(os.environ.get('TF_CONFIG'))
     if bool(options.local_workers) + is_worker != multiworker:

@@ -131,9 +131,7 @@ def describe(settings: Settings, figures: dict[str, Any]) -> str:
 
 def aggregate(results: dict[Settings, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the statistics over seeds for every energy and posterior."""
-    groups: dict[Settings, list[dict[str, Any]]] = {}
-    for settings, figures in results.items():
-        groups.setdefault(dataclasses.replace(settings, seed=0), []).append(figures)
+    groups = _summary.group_by(results, lambda settings: dataclasses.replace(settings, seed=0))
     return [
         {
             'energy': settings.energy,

@@ -17,8 +17,11 @@ from typing import Any
 import _quiet  # noqa: F401
 import _datasets
 import _keras_vae
+import _records
 import _runs
+import _script
 import keras
+import sklearn
 import tensorflow as tf
 from _keras_vae import Settings
 from _likelihoods import bernoulli
@@ -91,8 +94,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Trains a VAE with the flow that the flags describe, and one without, and reports on them."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    _script.check_arguments(argv)
     started = time.perf_counter()
     logging.set_verbosity(logging.WARNING)  # TensorFlow has notes on every checkpoint
     # Or else sums are taken in whatever order threads end, and no two runs are the same to the bit.
@@ -106,8 +108,7 @@ def main(argv: Sequence[str]) -> None:
     results = _runs.run_cached(train, runs, output_dir / 'runs', 1, False, _keras_vae.describe)
     print(_keras_vae.report(results))
     _keras_vae.plot(results, output_dir)
-    _keras_vae.write(results, output_dir / 'results.json')
-    print(f'\nWrote results.json and a plot to {output_dir} in {time.perf_counter() - started:.0f} s.')
+    _script.write({'runs': _records.of_runs(results)}, output_dir, started, sklearn)
 
 
 if __name__ == '__main__':

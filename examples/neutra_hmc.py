@@ -79,10 +79,16 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         ratio = {key: f'{value:.0f}' for key, value in _hmc_statistics.gains(rows).items()}
         notes += [
             '',
-            'NeuTra at its best against HMC at its best: {ess_per_1000_gradients} times the ESS per gradient '
+            f'At their best, of the settings with an R-hat below {_hmc_statistics.CONVERGED}, NeuTra has against HMC',
+            '{ess_per_1000_gradients} times the ESS per gradient '
             '({ess_per_1000_gradients_with_fit} with the fit),'.format(**ratio),
             '{ess_per_second} times per second ({ess_per_second_with_fit} with the fit).'.format(**ratio),
         ]
+        for method in COLORS:
+            best = _hmc_statistics.best_of(rows, method, 'ess_per_1000_gradients')
+            if not _hmc_statistics.has_converged(best):
+                r_hat = f'R-hat {best["largest_r_hat"]:.3f} at its best'
+                notes.append(f'{method} has converged with no settings: {r_hat}. Its ESS says too much.')
     return '\n'.join(['', _summary.format_table(header, cells), *notes])
 
 

@@ -72,9 +72,7 @@ def describe(settings: Settings, figures: dict[str, Any]) -> str:
 
 def aggregate(results: dict[Settings, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the statistics over seeds for every target and posterior."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for settings, figures in results.items():
-        groups.setdefault((settings.target, settings.posterior), []).append(figures)
+    groups = _summary.group_by(results, lambda settings: (settings.target, settings.posterior))
     return [
         {
             'target': target,

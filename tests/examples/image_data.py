@@ -1,10 +1,6 @@
-"""Small data in the formats of MNIST and CIFAR-10, scripts that run on them, and VAEs of them."""
+"""Small data in the formats of MNIST and CIFAR-10, and VAEs of them."""
 
-import json
-import os
 import pickle
-import subprocess
-import sys
 
 import _datasets
 import numpy as np
@@ -47,12 +43,3 @@ def write_cifar10(folder, count=20):
         record = {b'data': coarse.reshape(count, -1), b'labels': [0] * count, b'batch_label': b'of a test'}
         (path / name).write_bytes(pickle.dumps(record))
     return path, batches
-
-
-def run_script(script, folder, **flags):
-    """Runs a script from `folder`, and returns its output and its record."""
-    command = [sys.executable, script.__file__, '--output_dir=out', *(f'--{k}={v}' for k, v in flags.items())]
-    environment = {**os.environ, 'KERAS_HOME': str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((folder / 'out' / 'results.json').read_text())

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -9,13 +10,29 @@ import _runs
 from absl import flags
 
 
-def run(script, folder, *arguments, **values):
-    """Runs a script from `folder`, which is not its own, and returns its output directory and its output."""
+def start(script, folder, *arguments, environment=(), **values):
+    """Starts a script from `folder`, which is not its own, as where Keras has stored no data."""
     command = [sys.executable, script.__file__, '--output_dir=out', *arguments]
     command += [f'--{name}={value}' for name, value in values.items()]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / 'out', done.stdout
+    environment = {**os.environ, 'KERAS_HOME': str(folder), **dict(environment)}
+    output = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **output)
+
+
+def ended(process):
+    """Waits for a script that shall not fail, and returns its output, and what it wrote to stderr."""
+    try:
+        output, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def run(script, folder, *arguments, **values):
+    """Runs a script as `start` says, and returns its output directory and its output."""
+    output, _ = ended(start(script, folder, *arguments, **values))
+    return folder / 'out', output
 
 
 def read_record(directory):

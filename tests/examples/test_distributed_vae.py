@@ -2,13 +2,9 @@
 
 import concurrent.futures
 import dataclasses
-import functools
-import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import _checkpoints
@@ -25,7 +21,7 @@ import tensorflow_probability as tfp
 from _estimates import Parts
 from _keras_vae import Settings
 
-from tests.examples import small_vae
+from tests.examples import scripts, small_vae
 from tfp_iaf.keras import IAFSampling
 
 tfd = tfp.distributions
@@ -33,7 +29,7 @@ tfd = tfp.distributions
 pytestmark = pytest.mark.slow
 
 SMALL = dataclasses.replace(small_vae.SMALL, epochs=1, batch_size=100, evaluation_images=20)
-SCRIPT = {'flows': 2, 'epochs': 4, 'checkpoint_steps': 5, 'evaluation_images': 20}
+SCRIPT = {'strategy': 'multiworker', 'flows': 2, 'epochs': 4, 'checkpoint_steps': 5, 'evaluation_images': 20}
 
 
 def in_new_process(function, *args):
@@ -181,34 +177,19 @@ class TestLoss:
         assert noise.mean() == pytest.approx(0, abs=0.05) and noise.std() == pytest.approx(1, abs=0.05)
 
 
-def start(folder, *flags, **environment):
-    flags = [*flags, *(f'--{name}={value}' for name, value in SCRIPT.items())]
-    command = [sys.executable, distributed_vae.__file__, '--strategy=multiworker', '--output_dir=out', *flags]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**os.environ, 'KERAS_HOME': str(folder), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_killed_it_goes_on_with_another_number_of_workers(tmp_path):
     directory = tmp_path / 'out' / 'multiworker'
     (tf_config,) = distributed_vae.local_cluster(1)
-    process = start(tmp_path, TF_CONFIG=tf_config)
+    process = scripts.start(distributed_vae, tmp_path, environment={'TF_CONFIG': tf_config}, **SCRIPT)
     while process.poll() is None and not list(directory.glob('*/checkpoint')):
         time.sleep(0.01)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not list(directory.glob('*.json'))
 
-    process = start(tmp_path, '--local_workers=2')
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    _, output = scripts.run(distributed_vae, tmp_path, local_workers=2, **SCRIPT)
     assert '2 workers, with the same losses at every step.' in output
-    results = json.loads((directory / 'results.json').read_text())
+    results = scripts.read_record(directory)
     first_step = results['first_step']
     assert first_step > 0 and first_step % SCRIPT['checkpoint_steps'] == 0
     # One device, from the start: the same pixels and the same noise.
@@ -227,12 +208,6 @@ def test_killed_it_goes_on_with_another_number_of_workers(tmp_path):
 @pytest.mark.parametrize('flags', [['--strategy=multiworker'], ['--strategy=mirrored', '--local_workers=2']])
 def test_workers_that_are_not_there(flags, monkeypatch):
     monkeypatch.delenv('TF_CONFIG', raising=False)
-    values = distributed_vae.flags.FlagValues()
-    monkeypatch.setattr(distributed_vae.flags, 'FLAGS', values)
-    for name in ('DEFINE_enum', 'DEFINE_integer', 'DEFINE_string'):
-        define = getattr(distributed_vae.flags, name)
-        monkeypatch.setattr(distributed_vae.flags, name, functools.partial(define, flag_values=values))
-    distributed_vae.define_flags()
-    values(['distributed_vae.py', *flags])
+    scripts.parse_flags(monkeypatch, distributed_vae.define_flags, *flags)
     with pytest.raises(distributed_vae.app.UsageError, match='needs TF_CONFIG or --local_workers'):
         distributed_vae.main(['distributed_vae.py'])

@@ -28,7 +28,7 @@ def linear_vae():
     return model
 
 
-@pytest.mark.parametrize('rows', [7, 64, 1000])
+@pytest.mark.parametrize('rows', [21, 64, 1000])
 def test_a_posterior_that_is_known(rows, monkeypatch):
     monkeypatch.setattr(_estimates, '_ROWS', rows)
     images = np.random.default_rng(0).integers(0, 2, [60, 1, 2, 1]).astype(np.float32)
@@ -40,9 +40,15 @@ def test_a_posterior_that_is_known(rows, monkeypatch):
     assert estimates.neg_elbo.mean() == pytest.approx(2 * np.log(2) + kl.mean(), abs=0.15)
     # The weights average to p(x), in whatever pieces.
     assert np.exp(-estimates.nll).mean() == pytest.approx(1 / 4, rel=0.1)
+
+
+def test_activity_has_no_bias():
+    images = np.random.default_rng(0).integers(0, 2, [2000, 1, 2, 1]).astype(np.float32)
+    estimates = _estimates.estimate(Parts.of(linear_vae()), _likelihoods.bernoulli, images, 10)
     # The first unit's mean is a pixel, the second one's is the same for all images.
-    variance = images[:, 0, 0, 0].var()
-    assert estimates.activity == pytest.approx([variance, 0], abs=0.1)
+    assert estimates.activity == pytest.approx([images[:, 0, 0, 0].var(), 0], abs=0.1)
+    # The variance of one mean of all ten samples has that of its error on top, a tenth of the posterior's.
+    assert estimates.means.mean(axis=0).var(axis=0)[1] == pytest.approx(0.4, abs=0.1)
 
 
 def test_weights_that_are_constant_give_the_likelihood_itself(monkeypatch):

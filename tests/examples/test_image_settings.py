@@ -1,7 +1,6 @@
 """The settings of VAEs of images: names, and the command line."""
 
 import dataclasses
-import functools
 
 import _image_settings
 import pytest
@@ -11,6 +10,7 @@ from _image_settings import Evaluation
 from _posteriors import Flow
 from absl import flags
 
+from tests.examples import scripts
 from tests.examples.image_data import small_settings
 
 
@@ -29,15 +29,7 @@ def runs(monkeypatch):
 
     def of(script, *command):
         with monkeypatch.context() as patch:
-            values = flags.FlagValues()
-            patch.setattr(flags, 'FLAGS', values)
-            for name in ('bool', 'enum', 'float', 'integer', 'list', 'string'):
-                define = functools.partial(getattr(flags, f'DEFINE_{name}'), flag_values=values)
-                patch.setattr(flags, f'DEFINE_{name}', define)
-            check = functools.partial(flags.register_validator, flag_values=values)
-            patch.setattr(flags, 'register_validator', check)
-            script.define_flags()
-            values(['script.py', *command])
+            scripts.parse_flags(patch, script.define_flags, *command)
             made = []
             patch.setattr(script._comparison, 'run', lambda argv, load, **fixed: made.append(fixed))
             script.main(['script.py'])

@@ -2,13 +2,9 @@
 
 import dataclasses
 import functools
-import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import _datasets
@@ -20,27 +16,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from _estimates import Parts
-from absl import flags
 
+from tests.examples import scripts
 from tests.examples.small_vae import SMALL, small_model
 
-TINY = {'epochs': 3, 'batch_size': 20, 'evaluation_images': 30, 'evaluation_samples': 20}
-
-
-def start(folder):
-    """Starts the script, as on a machine without MNIST."""
-    flags = [f'--{name}={value}' for name, value in TINY.items()]
-    command = [sys.executable, keras_vae.__file__, '--flows=2', '--output_dir=out', *flags]
-    environment = {**os.environ, 'KERAS_HOME': str(folder)}
-    output = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **output)
-
-
-def ended(process):
-    """Waits for the script, and returns its output."""
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return output, errors
+TINY = {'flows': 2, 'epochs': 3, 'batch_size': 20, 'evaluation_images': 30, 'evaluation_samples': 20}
 
 
 def weights_of(path):
@@ -50,9 +30,7 @@ def weights_of(path):
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
     """The folder and the output of the script, called from somewhere else."""
-    folder = tmp_path_factory.mktemp('elsewhere')
-    output, _ = ended(start(folder))
-    return folder / 'out', output
+    return scripts.run(keras_vae, tmp_path_factory.mktemp('elsewhere'), **TINY)
 
 
 @pytest.mark.slow
@@ -60,7 +38,7 @@ class TestTinyRun:
     def test_writes_what_it_says(self, tiny_run):
         directory, output = tiny_run
         assert 'Data: 8x8 digits' in output
-        record = json.loads((directory / 'results.json').read_text())
+        record = scripts.read_record(directory)
         assert record['flags']['epochs'] == TINY['epochs'] and record['flags']['batch_size'] == TINY['batch_size']
         assert set(record['versions']) >= {'tfp_iaf', 'tensorflow', 'tensorflow_probability', 'keras'}
         assert [run['num_flows'] for run in record['runs']] == [0, 2]
@@ -85,7 +63,7 @@ class TestTinyRun:
     def test_killed_and_started_again_it_ends_with_the_same_weights(self, tiny_run, tmp_path):
         # The run without a flow is taken as finished, so that the one with a flow is killed.
         shutil.copytree(tiny_run[0] / 'runs', tmp_path / 'out' / 'runs', ignore=shutil.ignore_patterns('2-flows-*'))
-        process = start(tmp_path)
+        process = scripts.start(keras_vae, tmp_path, **TINY)
         while process.poll() is None and not list((tmp_path / 'out' / 'runs').glob('2-flows-*/checkpoint')):
             time.sleep(0.01)
         time.sleep(0.1)  # into an epoch
@@ -93,7 +71,7 @@ class TestTinyRun:
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert not list((tmp_path / 'out' / 'runs').glob('2-flows-*.keras'))
-        output, errors = ended(start(tmp_path))
+        output, errors = scripts.ended(scripts.start(keras_vae, tmp_path, **TINY))
         assert 'Resuming: 1 of 2 runs' in output and 'goes on after' in output + errors
         (whole,), (resumed,) = ((path / 'runs').glob('2-flows-*.keras') for path in (tiny_run[0], tmp_path / 'out'))
         weights = weights_of(whole)
@@ -145,11 +123,7 @@ def test_other_settings_have_other_names():
 @pytest.mark.parametrize(('epochs', 'command', 'expected'), [(None, [], 300), (20, [], 20), (20, ['--epochs=7'], 7)])
 def test_settings_from_the_command_line(epochs, command, expected, monkeypatch, tmp_path):
     monkeypatch.setenv('KERAS_HOME', str(tmp_path))
-    monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
-    for name in ('DEFINE_integer', 'DEFINE_string'):
-        define = functools.partial(getattr(flags, name), flag_values=flags.FLAGS)
-        monkeypatch.setattr(flags, name, define)
-    _keras_vae.define_flags('results', epochs)
-    flags.FLAGS(['script.py', '--flows=0', '--batch_size=7', '--evaluation_samples=8', *command])
+    define = functools.partial(_keras_vae.define_flags, 'results', epochs)
+    scripts.parse_flags(monkeypatch, define, '--flows=0', '--batch_size=7', '--evaluation_samples=8', *command)
     settings = _keras_vae.from_flags()
     assert settings == _keras_vae.Settings(0, '', expected, batch_size=7, evaluation_samples=8)

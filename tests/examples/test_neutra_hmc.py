@@ -159,8 +159,30 @@ class TestSettings:
         assert len({settings.name for settings in others}) == len(others)
 
 
-def test_gain_is_that_of_the_best_settings():
-    keys = [key for key in _hmc_statistics.AVERAGED if key.startswith('ess_per')]
-    values = [('HMC', 1.0), ('HMC', 2.0), ('NeuTra', 30.0), ('NeuTra', 10.0)]
-    rows = [{'method': method, **{key: {'mean': value} for key in keys}} for method, value in values]
-    assert _hmc_statistics.gains(rows) == dict.fromkeys(keys, 15.0)
+class TestGain:
+    def results(self, r_hat):
+        """By sampler: R-hat and the ESS for one seed, and an ESS of 2 more for another."""
+        values = {'HMC:10:0.8': (1.01, 1.0), 'HMC:30:0.8': (1.04, 2.0), 'HMC:100:0.8': (1.06, 90.0)}
+        values |= {'NeuTra:2:0.8': (1.0, 44.0), 'NeuTra:4:0.8': (1.0, 14.0)}
+        return {
+            _hmc.Settings(_hmc.Sampler.parse(sampler), seed): {
+                **dict.fromkeys(_hmc_statistics.AVERAGED, ess + 2 * seed),
+                'largest_r_hat': max(least, r_hat) if seed and sampler.startswith('HMC') else 1.0,
+                'gradients': 64000,
+                'gradients_to_fit': 0,
+            }
+            for sampler, (least, ess) in values.items()
+            for seed in (0, 1)
+        }
+
+    def test_is_that_of_the_best_settings_that_have_converged(self):
+        rows = _hmc_statistics.aggregate(self.results(r_hat=1.0))
+        keys = [key for key in _hmc_statistics.AVERAGED if key.startswith('ess_per')]
+        assert _hmc_statistics.gains(rows) == dict.fromkeys(keys, 15.0)
+        text = neutra_hmc.report(rows)
+        assert '15 times the ESS per gradient' in text and 'has converged with no settings' not in text
+
+    def test_says_where_none_has_converged(self):
+        text = neutra_hmc.report(_hmc_statistics.aggregate(self.results(r_hat=1.05)))
+        assert 'HMC has converged with no settings: R-hat 1.060 at its best' in text
+        assert 'NeuTra has converged' not in text

@@ -19,6 +19,12 @@ def test_estimates():
     assert _summary.format_estimate(three) == '2.000 ± 0.577' and _summary.format_estimate(one) == '1.500'
 
 
+def test_groups_are_in_the_order_of_their_runs():
+    results = {Run(2, posterior, seed): seed for posterior, seed in (('b', 0), ('a', 1), ('b', 2))}
+    groups = _summary.group_by(results, lambda run: run.posterior)
+    assert list(groups.items()) == [('b', [0, 2]), ('a', [1])]
+
+
 def test_differences_from_the_baseline_are_taken_seed_by_seed():
     values = {'diagonal': [5.0, 9.0, 1.0], 'IAF': [4.0, 7.0, 1.0]}
     results = {

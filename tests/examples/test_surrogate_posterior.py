@@ -1,7 +1,7 @@
 """Variational inference on known posteriors: a tiny run of the script, and the posteriors against what is known."""
 
+import _grid
 import _plots
-import _quadrature
 import _surrogates
 import _targets
 import matplotlib.image
@@ -169,7 +169,7 @@ class TestTargets:
 
     def test_samples_of_eight_schools_have_the_means_of_quadrature(self):
         schools = _targets.TARGETS['eight schools']
-        grid = _quadrature.Grid((-40.0, -6.0), (50.0, 10.0), 400)
+        grid = _grid.Grid((-40.0, -6.0), (50.0, 10.0), 400)
         shares = np.exp(schools.log_marginal(grid.points) - schools.log_evidence() + grid.log_cell)
         sample = schools.sample(40000, seed=0)
         for values, points in zip((sample.effect, sample.log_stddev), grid.points.T, strict=True):
@@ -229,7 +229,7 @@ def test_contours_enclose_their_share():
     samples = np.random.default_rng(0).normal(size=[400000, 3]) * [1, 5, 2]
     exact = _plots.Exact('abc', ((-4, 4), (-20, 20), (-8, 8)), samples)
     (a, c), density = exact.densities[0, 2]
-    for mass, level in zip((0.5, 0.9), _quadrature.levels_of_mass(density, [0.5, 0.9]), strict=True):
+    for mass, level in zip((0.5, 0.9), _grid.levels_of_mass(density, [0.5, 0.9]), strict=True):
         area = np.sum(density >= level) * (a[1] - a[0]) * (c[1] - c[0])
         assert area == pytest.approx(1 * 2 * np.pi * -2 * np.log(1 - mass), rel=0.03)
     top = np.unravel_index(np.argmax(density), density.shape)

@@ -10,7 +10,8 @@ import tensorflow as tf
 import vae_cifar10
 from _likelihoods import LIKELIHOODS
 
-from tests.examples.image_data import run_script, small_settings, write_cifar10
+from tests.examples import scripts
+from tests.examples.image_data import small_settings, write_cifar10
 
 TINY = {'epochs': 1, 'batch_size': 45, 'flows': 1, 'flow_hidden_units': 8, 'context_size': 4, 'latent_size': 4}
 TINY |= {'nll_samples': 4, 'nll_images': 10, 'warm_up_steps': 2, 'jobs': 1}
@@ -19,13 +20,13 @@ TINY |= {'nll_samples': 4, 'nll_images': 10, 'warm_up_steps': 2, 'jobs': 1}
 @pytest.mark.slow
 def test_tiny_run(tmp_path):
     path, _ = write_cifar10(tmp_path)
-    output, record = run_script(vae_cifar10, tmp_path, data=path, posteriors='iaf', **TINY)
+    directory, output = scripts.run(vae_cifar10, tmp_path, data=path, posteriors='iaf', **TINY)
     assert 'Images: 90 train, 10 validation, 20 test.' in output
-    (run,) = record['runs']
+    (run,) = scripts.read_record(directory)['runs']
     assert math.isfinite(run['nll']) and run['neg_elbo'] > run['reconstruction'] > 0
     bits = run['neg_elbo'] / (32 * 32 * 3 * math.log(2))
     assert f'{bits:.3f}' in output and '-ELBO, bits/dim' in output and bits > 4
-    height, width, _ = matplotlib.image.imread(tmp_path / 'out' / 'images.png').shape
+    height, width, _ = matplotlib.image.imread(directory / 'images.png').shape
     assert height > 100 and width > 600
 
 

@@ -4,7 +4,6 @@ import json
 import math
 
 import _digits_vae
-import _runs
 import matplotlib.image
 import pytest
 import vae_digits
@@ -23,15 +22,11 @@ def tiny_run(tmp_path_factory):
     return scripts.run(vae_digits, tmp_path_factory.mktemp('elsewhere'), seeds=1, **TINY)
 
 
-def never(directory, run):
-    raise AssertionError(f'{run.name} is trained again')
-
-
 @pytest.mark.slow
 class TestTinyRun:
     def test_writes_what_it_says(self, tiny_run):
         directory, output = tiny_run
-        record = json.loads((directory / 'results.json').read_text())
+        record = scripts.read_record(directory)
         assert record['flags']['steps'] == TINY['steps'] and record['flags']['latent_sizes'] == ['2', '10']
         assert set(record['versions']) >= {'tfp_iaf', 'tensorflow', 'tensorflow_probability', 'keras'}
         assert [(run['latent_size'], run['posterior'], run['seed']) for run in record['runs']] == [
@@ -47,7 +42,7 @@ class TestTinyRun:
             assert f'{row["neg_elbo"]["mean"]:.3f}' in output
 
     def test_figures_fit_one_another(self, tiny_run):
-        record = json.loads((tiny_run[0] / 'results.json').read_text())
+        record = scripts.read_record(tiny_run[0])
         for run in record['runs']:
             assert all(math.isfinite(value) for value in run.values() if isinstance(value, float))
             assert run['importance_weighted_nll'] < run['neg_elbo']
@@ -64,10 +59,7 @@ class TestTinyRun:
         assert height > 300 and width > 600
 
     def test_goes_on_without_repeating(self, tiny_run, capsys):
-        runs = [*RUNS]
-        again = _runs.run_cached(never, runs, tiny_run[0] / 'runs', 1, False, vae_digits.describe)
-        assert list(again) == runs
-        assert 'Resuming: 6 of 6 runs' in capsys.readouterr().out
+        scripts.check_goes_on(tiny_run[0], RUNS, capsys)
 
     def test_leaves_no_temporary_file(self, tiny_run):
         files = [path for path in tiny_run[0].rglob('*') if path.is_file()]

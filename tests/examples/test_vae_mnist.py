@@ -26,7 +26,8 @@ from _estimates import Parts
 from _image_settings import Evaluation
 from _posteriors import POSTERIORS
 
-from tests.examples.image_data import run_script, small_settings, write_mnist
+from tests.examples import scripts
+from tests.examples.image_data import small_settings, write_mnist
 from tests.flows import raises
 
 TINY = {'epochs': 2, 'batch_size': 25, 'flows': 2, 'flow_hidden_units': 8, 'context_size': 4, 'hidden_units': 16}
@@ -40,12 +41,8 @@ def tiny_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('elsewhere')
     posteriors = 'diagonal,full_covariance,iaf'
     flags = {**TINY, 'posteriors': posteriors, 'longer_baseline': 3, 'latent_size': 2, 'tensorboard': True}
-    output, record = run_script(vae_mnist, folder, data=write_mnist(folder), **flags)
-    return folder / 'out', output, record
-
-
-def never(directory, run):
-    raise AssertionError(f'{run.name} is made again')
+    directory, output = scripts.run(vae_mnist, folder, data=write_mnist(folder), **flags)
+    return directory, output, scripts.read_record(directory)
 
 
 @pytest.mark.slow
@@ -112,7 +109,7 @@ class TestTinyRun:
         data = _datasets.load_mnist(str(directory.parent / 'mnist.npz'))
         fixed = {'data': data.fingerprint, 'epochs': 2, 'batch_size': 25, 'latent_size': 2}
         run = small_settings('diagonal', **fixed)
-        (trained,) = _runs.run_cached(never, [run], directory / 'runs', 1, False, str).values()
+        (trained,) = _runs.run_cached(scripts.never, [run], directory / 'runs', 1, False, str).values()
         evaluations = [Evaluation(run, nll_samples=30, nll_images=30, grid_size=size) for size in (100, 300)]
         assert [(directory / 'evaluations' / f'{each.name}.json').is_file() for each in evaluations] == [True, False]
         evaluation = Evaluation(run, nll_samples=5, nll_images=10)
@@ -200,9 +197,9 @@ def test_killed_and_started_again_it_ends_with_the_same_averaged_weights(network
 @pytest.mark.slow
 def test_mirrored_devices(tmp_path):
     flags = {**TINY, 'posteriors': 'iaf', 'latent_size': 3, 'strategy': 'mirrored', 'batch_size': 20}
-    output, record = run_script(vae_mnist, tmp_path, data=write_mnist(tmp_path), **flags)
+    directory, output = scripts.run(vae_mnist, tmp_path, data=write_mnist(tmp_path), **flags)
     assert '1 VAEs, 1 at a time' in output
-    (run,) = record['runs']
+    (run,) = scripts.read_record(directory)['runs']
     assert run['strategy'] == 'mirrored' and run['nll'] < run['neg_elbo'] < 64 * math.log(2) + 5
 
 
