@@ -56,10 +56,10 @@ class IAFSampling(SamplingLayer, keras.layers.Layer):
             object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars.
         kl_loss_weight: With a number, the layer adds this times the batch's mean KL(q(z|x) || p(z)) to the model's
             loss, and reports the KL as a metric, named after the layer: `sampling_kl` for `name='sampling'`. It is the
-            log-ratio at the samples, or, with `num_flows=0` and the standard normal prior, analytic. `None` leaves the
-            loss to the model. `layer.kl_loss_weight` is a variable that is saved with the weights:
-            `layer.kl_loss_weight.assign(0.5)` changes a model in training, and `KLWarmup` does so step by step. The
-            config keeps the number given here.
+            log-ratio at the samples, or, with `num_flows=0` and the standard normal prior, analytic. A `train_step` of
+            one's own finds the term in `self.losses`. `None` leaves the loss to the model. `layer.kl_loss_weight` is a
+            variable that is saved with the weights: `layer.kl_loss_weight.assign(0.5)` changes a model in training, and
+            `KLWarmup` does so step by step. The config keeps the number given here.
         free_bits: A number of nats: the KL term is then no less than this, and while the batch's mean KL is below, it
             has no gradient; see `tfp_iaf.objectives.free_bits`, with all of z as one group. Under a `tf.distribute`
             strategy, the batch is that of a replica. The metric stays the KL itself.
