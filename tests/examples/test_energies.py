@@ -66,6 +66,7 @@ class TestTinyRun:
         scripts.check_files(tiny_run[0], RUNS, 'npz', ['results.json', *PLOTS])
 
 
+@pytest.mark.slow
 def test_a_few_hundred_steps_beat_the_gaussian(tmp_path):
     figures = {
         depth: energies.run(tmp_path, energies.Settings('U2', num_flows=depth, steps=500, evaluation_samples=20000))

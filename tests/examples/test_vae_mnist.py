@@ -293,6 +293,7 @@ class TestModel:
         assert losses['reconstruction'] == pytest.approx(estimates.reconstruction.mean(), abs=0.3)
         assert estimates.kl.mean() > 10
 
+    @pytest.mark.slow
     def test_deep_flows_train_at_a_high_rate(self):
         flow = dataclasses.replace(small_settings('IAF').flow, num_flows=16, gate_start=0.0)
         settings = small_settings('IAF', flow=flow, learning_rate=1e-2, max_steps_per_execution=20)
