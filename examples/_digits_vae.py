@@ -26,6 +26,10 @@ from _estimates import Parts
 from _grid import Grid
 from _likelihoods import bernoulli
 from _posteriors import Flow, log_standard_normal
+from absl import flags
+
+# The flags defined below are those of the script that calls: in its --help, and among its key flags.
+flags.disclaim_key_flags()
 
 IMAGE_SHAPE = (8, 8, 1)
 
@@ -211,3 +215,28 @@ def evaluate(vae: VAE, images: np.ndarray, settings: Settings) -> dict[str, Any]
         'kl_to_posterior': float(kl_to_posterior.mean()),
         'kl_to_posterior_by_image': kl_to_posterior.tolist(),
     }
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+def define_flags(*, seeds: int, least_latent_size: int) -> None:
+    """Defines the flags that the scripts share, with the default that differs, and with what they need of sizes."""
+    flags.DEFINE_integer('seeds', seeds, 'Number of seeds, from 0.', lower_bound=1)
+    flags.DEFINE_integer('steps', 6000, 'Training steps of a run: a multiple of 100, or less than 100.', lower_bound=1)
+    flags.DEFINE_list('latent_sizes', ['2', '10'], f'Numbers of latent dimensions, {least_latent_size} or more.')
+    flags.DEFINE_integer('evaluation_samples', 1000, 'Samples of z per test image.', lower_bound=1)
+    flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for D = 2.', lower_bound=2)
+    flags.register_validator(
+        'steps', lambda steps: steps < 100 or steps % 100 == 0, 'expected a multiple of 100, or less than 100'
+    )
+    flags.register_validator(
+        'latent_sizes',
+        lambda sizes: sizes and all(size.isdecimal() and int(size) >= least_latent_size for size in sizes),
+        f'expected numbers of {least_latent_size} or more, such as 2,10',
+    )
+
+
+def options_from_flags() -> dict[str, int]:
+    """Returns the fields of `Settings` that the shared flags say and all runs have in common."""
+    return {name: flags.FLAGS[name].value for name in ('steps', 'evaluation_samples', 'grid_size')}

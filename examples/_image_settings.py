@@ -70,7 +70,8 @@ def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow, 
     They are called in a function, since worker processes and tests import the scripts too.
     """
     known = list(_FLAG_OF_POSTERIOR)
-    flags.DEFINE_list('posteriors', ['diagonal', 'iaf'], f'Posteriors to compare: some of {",".join(known)}.')
+    text = f'Posteriors to compare: some of {",".join(known)}.'
+    _script.define_some_of('posteriors', known, text, default=['diagonal', 'iaf'])
     flags.DEFINE_integer('longer_baseline', 0, 'Train the diagonal one for so many epochs, too.', lower_bound=0)
     flags.DEFINE_integer('seeds', 1, 'Number of seeds, from 0.', lower_bound=1)
     flags.DEFINE_integer('epochs', epochs, 'Passes over the training images.', lower_bound=1)
@@ -90,9 +91,6 @@ def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow, 
     flags.DEFINE_enum('strategy', 'none', ['none', 'mirrored'], 'mirrored: on all GPUs, or a CPU split in two.')
     flags.DEFINE_bool('tensorboard', False, 'Write logs for TensorBoard, in output_dir/runs/*/tensorboard.')
     _script.define_flags_of_runs(output_dir)
-    flags.register_validator(
-        'posteriors', lambda names: names and set(names) <= set(known), f'expected some of {",".join(known)}'
-    )
     flags.register_validator(
         'flow_hidden_units', lambda units: all(str(n).isdecimal() and int(n) for n in units), 'expected such as 320,320'
     )

@@ -23,18 +23,16 @@ import _blog_flow
 import _datasets
 import _digits_vae
 import _pictures
+import _plots
 import _records
 import _script
 import _summary
 import keras
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import sklearn
 from _blog_flow import MISTAKES
 from absl import app, flags
-
-matplotlib.use('Agg')
+from matplotlib.figure import Figure
 
 # The mistakes that each posterior makes: the rows of the first table, the baseline of all on top.
 MENDED: dict[str, tuple[str, ...]] = {
@@ -207,16 +205,13 @@ def plot_differences(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None
     heights = [len(lines) + 1 for lines in parts[0].values()]
     size = (2.2 + 4.0 * len(sizes), 0.8 + 0.33 * sum(heights))
     grid: dict[str, Any] = {'height_ratios': heights}
-    figure, axes = plt.subplots(
-        len(heights), len(sizes), figsize=size, squeeze=False, layout='constrained', sharey='row', gridspec_kw=grid
-    )
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(len(heights), len(sizes), squeeze=False, sharey='row', gridspec_kw=grid)
     for column, latent_size, part in zip(axes.T, sizes, parts, strict=True):
         column[0].set_title(f'{latent_size} latent dimensions')
         for axis, (label, lines) in zip(column, part.items(), strict=True):
             draw_estimates(axis, lines, label)
-    with _records.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    _plots.save(figure, path)
 
 
 def draw_estimates(axis: Any, lines: Mapping[str, dict[str, Any]], label: str) -> None:
@@ -245,16 +240,9 @@ QUICK = {
 
 def define_flags() -> None:
     """Defines the command line."""
-    flags.DEFINE_integer('seeds', 5, 'Number of seeds, from 0.', lower_bound=1)
-    flags.DEFINE_integer('steps', 6000, 'Training steps of a run: a multiple of 100, or less than 100.', lower_bound=1)
-    flags.DEFINE_list('latent_sizes', ['2', '10'], 'Numbers of latent dimensions, two or more.')
-    flags.DEFINE_integer('evaluation_samples', 1000, 'Samples of z per test image.', lower_bound=1)
-    flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for D = 2.', lower_bound=2)
+    _digits_vae.define_flags(seeds=5, least_latent_size=2)
     flags.DEFINE_bool('alone', True, 'Whether to put each mistake alone into the mended flow too.')
     _script.define_flags('results/blog_ablation', QUICK)
-    check = flags.register_validator
-    check('steps', lambda steps: steps < 100 or steps % 100 == 0, 'expected a multiple of 100, or less than 100')
-    check('latent_sizes', lambda sizes: all(s.isdecimal() and int(s) > 1 for s in sizes), 'expected such as 2,10')
 
 
 def plan() -> list[Settings]:
@@ -263,7 +251,7 @@ def plan() -> list[Settings]:
     The first table comes first, and a seed after the other: what an interrupted run leaves is whole for some seeds.
     """
     options = flags.FLAGS
-    same = {name: options[name].value for name in ('steps', 'evaluation_samples', 'grid_size')}
+    same = _digits_vae.options_from_flags()
     return [
         Settings(label, size, seed, mistakes=mistakes, **same)
         for table in ([MENDED, ALONE] if options.alone else [MENDED])

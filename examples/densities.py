@@ -17,22 +17,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import _quiet  # noqa: F401
+import _plots
 import _records
 import _script
 import _summary
 import _watch
 import keras
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from _densities import TARGETS
 from absl import app, flags
+from matplotlib.figure import Figure
 
 import tfp_iaf
 
-matplotlib.use('Agg')
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 STEPS_PER_CALL = 100
@@ -174,7 +173,8 @@ def report(results: dict[Settings, dict[str, Any]]) -> str:
 
 def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> None:
     """Draws for each target what the flow was shown, what it has learnt, and its learning curve."""
-    figure, axes = plt.subplots(len(results), 4, figsize=(13, 3.1 * len(results)), squeeze=False, layout='constrained')
+    figure = Figure(figsize=(13, 3.1 * len(results)), layout='constrained')
+    axes = figure.subplots(len(results), 4, squeeze=False)
     titles = ('samples of p', 'q, by the inverse', 'samples of q, by the forward pass', 'NLL of new points, by step')
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
@@ -197,9 +197,7 @@ def plot(results: dict[Settings, dict[str, Any]], output_dir: pathlib.Path) -> N
         row[3].locator_params('x', nbins=4)
         row[3].grid(alpha=0.3)
         row[3].legend()
-    with _records.atomic(output_dir / 'densities.png') as path:
-        figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _plots.save(figure, output_dir / 'densities.png')
 
 
 # Command line --------------------------------------------------------------------------------------------------------

@@ -94,22 +94,15 @@ QUICK = {
 
 def define_flags() -> None:
     """Defines the command line."""
-    flags.DEFINE_integer('seeds', 3, 'Number of seeds, from 0.', lower_bound=1)
-    flags.DEFINE_integer('steps', 6000, 'Training steps of a run: a multiple of 100, or less than 100.', lower_bound=1)
-    flags.DEFINE_list('latent_sizes', ['2', '10'], 'Numbers of latent dimensions.')
-    flags.DEFINE_integer('evaluation_samples', 1000, 'Samples of z per test image.', lower_bound=1)
-    flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for D = 2.', lower_bound=2)
+    _digits_vae.define_flags(seeds=3, least_latent_size=1)
     _script.define_flags('results/vae_digits', QUICK)
-    check = flags.register_validator
-    check('steps', lambda steps: steps < 100 or steps % 100 == 0, 'expected a multiple of 100, or less than 100')
-    check('latent_sizes', lambda sizes: all(size.isdecimal() and int(size) for size in sizes), 'expected such as 2,10')
 
 
 def plan() -> list[Settings]:
     """Returns the runs that the flags describe."""
     options = flags.FLAGS
-    same = {name: options[name].value for name in ('steps', 'evaluation_samples', 'grid_size')}
     kinds = itertools.product(map(int, options.latent_sizes), range(options.seeds), POSTERIORS)
+    same = _digits_vae.options_from_flags()
     return [Settings(posterior, size, seed, **same) for size, seed, posterior in kinds]
 
 

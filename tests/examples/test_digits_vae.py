@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from _posteriors import POSTERIORS
+from absl import flags
+
+from tests.examples import scripts
 
 
 def test_other_settings_have_other_names():
@@ -58,3 +61,19 @@ def test_kl_by_samples_is_kl_by_quadrature(posterior):
         cell = np.prod([axis[1] - axis[0] for axis in density.axes])
         assert density.p.sum() * cell == pytest.approx(1, abs=1e-4)
         assert density.q.sum() * cell == pytest.approx(1, abs=0.02)
+
+
+class TestFlags:
+    def define(self):
+        _digits_vae.define_flags(seeds=3, least_latent_size=2)
+
+    def test_fields_of_settings(self, monkeypatch):
+        scripts.parse_flags(monkeypatch, self.define, '--steps=300', '--latent_sizes=2,20')
+        assert flags.FLAGS.seeds == 3 and flags.FLAGS.latent_sizes == ['2', '20']
+        settings = _digits_vae.Settings('IAF', 2, 0, **_digits_vae.options_from_flags())
+        assert settings == _digits_vae.Settings('IAF', 2, 0, steps=300)
+
+    @pytest.mark.parametrize('command', ['steps=250', 'steps=0', 'latent_sizes=1,2', 'latent_sizes=', 'latent_sizes=x'])
+    def test_what_makes_no_sense_is_refused(self, monkeypatch, command):
+        with pytest.raises(flags.IllegalFlagValueError):
+            scripts.parse_flags(monkeypatch, self.define, f'--{command}')
