@@ -2,8 +2,9 @@
 
 `python densities.py` fits a flow to each, prints a table, and writes `results.json` and a plot. The likelihood of a
 given point goes through the flow's slow direction, the inverse: elsewhere a network pass for every dimension, and for
-the gradient as many again. Here the inverse costs one to three passes in any number of dimensions, and so does its
-gradient (`benchmark.py` measures them): a density that is quick to sample can be fitted to data as well.
+the gradient as many again. Here it takes two to three times as long as a sample with its density, in any number of
+dimensions, and four to five times with its gradient (`benchmark.py` measures them): a density that is quick to sample
+can be fitted to data as well.
 
 The densities p are known. So is the entropy, below which no model's NLL can come; what the NLL has more is KL(p || q).
 It does not vanish: a flow bends the plane but never tears it. Parts that are separate in p stay joined in q by thin

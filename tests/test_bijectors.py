@@ -423,10 +423,22 @@ def test_network_of_tfp_with_another_number_of_parameters():
         InverseAutoregressiveFlow(tfb.AutoregressiveNetwork(params=3, event_shape=[3]))
 
 
-def test_function_that_returns_another_number_of_parameters():
-    step = InverseAutoregressiveFlow(lambda x: tf.zeros([*x.shape, 3]))
-    with raises(ValueError, 'network', '(5, 3, 3)', 'expected [..., 3, 2]'):
-        step.forward(x3)
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+@pytest.mark.parametrize('shape', [(5, 3, 3), (5, 7, 2), (5, 1, 2), (1, 2), (2,), ()], ids=str)
+def test_function_that_returns_another_number_of_parameters(shape, direction):
+    """Some of these shapes broadcast: to a log-det that is a wrong sum."""
+    step = InverseAutoregressiveFlow(lambda x: tf.zeros(shape), transform='affine')
+    with raises(ValueError, 'network', str(shape), 'expected [..., 3, 2]'):
+        getattr(step, direction)(x3)
+
+
+@pytest.mark.parametrize('shape', [(3, 2), (1, 3, 2), (4, 5, 3, 2)], ids=str)
+def test_parameters_for_other_leading_shapes_broadcast(shape):
+    step = InverseAutoregressiveFlow(lambda x: tf.ones(shape), transform='affine')
+    y, log_det = step.forward(x3), step.forward_log_det_jacobian(x3)
+    lead = np.broadcast_shapes(shape[:-2], [5])
+    assert y.shape == [*lead, 3]
+    np.testing.assert_allclose(np.broadcast_to(log_det, lead), 3 * 8 * np.tanh(1 / 8), rtol=1e-6)
 
 
 def test_context_given_twice():

@@ -50,8 +50,8 @@ class Module:
     def inputs(self, batch=5, dtype=tf.float64):
         return [normal([batch, size], dtype, seed=1 + i) for i, size in enumerate(self.sizes)]
 
-    def signature(self):
-        return [tf.TensorSpec([None, size], tf.float64) for size in self.sizes]
+    def signature(self, dtype=tf.float64):
+        return [tf.TensorSpec([None, size], dtype) for size in self.sizes]
 
 
 # The networks
@@ -156,6 +156,9 @@ def _each(modules):
 
 each_module = _each(MODULES)
 each_tracked_module = _each([module for module in MODULES if module.tracked])
+each_representative = _each(
+    [module for module in MODULES if module.name in ('function', 'blocks', 'inverted', 'chain', 'surrogate')]
+)
 # TFP's distributions cannot be copied deeply.
 each_deeply_copied_module = _each([module for module in MODULES if module.tracked and module.name != 'surrogate'])
 
@@ -182,9 +185,9 @@ def test_variables_are_tracked_by_identity(module):
 # Eager execution, graphs, XLA
 
 
-def compiled_equals_eager(module, jit_compile, batches):
+def compiled_equals_eager(module, jit_compile, batches, dtype=tf.float64, tolerance=1e-10):
     """Compares the values and their gradients, with an unknown batch size."""
-    owner = module.build()
+    owner = module.build(dtype)
 
     def everything(*inputs):
         with tf.GradientTape() as tape:
@@ -193,10 +196,10 @@ def compiled_equals_eager(module, jit_compile, batches):
             total = tf.add_n([tf.reduce_sum(tf.sin(value)) for value in tf.nest.flatten(results)])
         return results, tape.gradient(total, [inputs, owner.trainable_variables], unconnected_gradients='zero')
 
-    compiled = tf.function(everything, input_signature=module.signature(), jit_compile=jit_compile)
+    compiled = tf.function(everything, input_signature=module.signature(dtype), jit_compile=jit_compile)
     for batch in batches:
-        inputs = module.inputs(batch)
-        assert_all_close(compiled(*inputs), everything(*inputs), rtol=1e-10, atol=1e-10)
+        inputs = module.inputs(batch, dtype=dtype)
+        assert_all_close(compiled(*inputs), everything(*inputs), rtol=tolerance, atol=tolerance)
 
 
 @each_module
@@ -204,7 +207,12 @@ def test_xla_equals_eager(module):
     compiled_equals_eager(module, jit_compile=True, batches=[4])
 
 
-@_each([module for module in MODULES if module.name in ('function', 'blocks', 'inverted', 'chain', 'surrogate')])
+@each_representative
+def test_xla_equals_eager_in_float32(module):
+    compiled_equals_eager(module, jit_compile=True, batches=[4], dtype=tf.float32, tolerance=2e-4)
+
+
+@each_representative
 def test_graph_equals_eager(module):
     """Of the others, the test of the SavedModel compares the values."""
     compiled_equals_eager(module, jit_compile=False, batches=[1, 4])

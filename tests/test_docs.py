@@ -1,5 +1,6 @@
 """The documentation: its code runs, its links and figures exist, and what it says of the code is there."""
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -120,6 +121,28 @@ def test_links_and_images_exist(name):
 def test_files_named_exist(name):
     named = set(re.findall(r'\b((?:docs|examples|tests|tfp_iaf)/[\w/.]+\.\w+)', TEXTS[name]))
     assert sorted(file for file in named if not (ROOT / file).exists() and '_build' not in file) == []
+
+
+def test_imports_point_one_way():
+    """In the order of the table in `contributing.md`, which has all modules."""
+    table = re.search(r'## Where things are(.*?)##', TEXTS['docs/contributing.md'], re.S)[1]
+    order = list(dict.fromkeys(re.findall(r'tfp_iaf/(\w+)\.py', table)))
+    modules = {path.stem: path.read_text(encoding='utf-8') for path in (ROOT / 'tfp_iaf').glob('*.py')}
+    del modules['__init__']
+    assert sorted(order) == sorted(modules)
+    found = 0
+    for name, text in modules.items():
+        for node in ast.walk(ast.parse(text)):
+            used = []
+            if isinstance(node, ast.ImportFrom) and node.module == 'tfp_iaf':
+                used = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('tfp_iaf.'):
+                used = [node.module.split('.')[1]]
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith('tfp_iaf') for alias in node.names), name
+            assert all(order.index(other) < order.index(name) for other in used), f'{name} imports {used}'
+            found += len(used)
+    assert found > len(order)
 
 
 @pytest.mark.parametrize('figure', FIGURES, ids=lambda figure: figure.name)

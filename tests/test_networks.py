@@ -215,6 +215,20 @@ def test_context_is_multiplied_once_for_all_samples():
     assert sorted(rows) == [3, 150, 150, 150]
 
 
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+@pytest.mark.parametrize('num_blocks', [1, 2])
+def test_context_is_multiplied_once_in_either_direction(direction, num_blocks, monkeypatch):
+    step = tfp_iaf.InverseAutoregressiveFlow(network(context_size=7, num_blocks=num_blocks))
+    x, context = normal([50, 3, 4], seed=1), normal([3, 7], seed=2)
+    matmul, shapes = tf.matmul, []
+    monkeypatch.setattr(
+        tf, 'matmul', lambda a, b, **kwargs: shapes.append((a.shape, b.shape)) or matmul(a, b, **kwargs)
+    )
+    getattr(step, direction)(x, context=context)
+    assert [left for left, right in shapes if right[0] == 7] == [[3, 7]]
+    assert {left[0] for left, _ in shapes} == {3, 150}
+
+
 @each_dtype
 def test_dtype_of_variables_and_output(dtype):
     net = network(dtype=dtype)

@@ -288,6 +288,19 @@ def test_nan_in_gives_nan_out_and_spares_the_other_rows(flow, direction, bad, en
     np.testing.assert_allclose(log_det.numpy()[others], clean[1].numpy()[others], rtol=1e-11, atol=1e-11)
 
 
+@each_conditional
+@each_direction
+def test_nan_in_a_context_spares_the_other_rows(flow, direction):
+    owner, x, contexts = flow.build(), flow.events(), flow.contexts().numpy()
+    clean = value_and_log_det(owner.bijector(tf.constant(contexts)), direction, x)
+    contexts[1, 0] = np.nan
+    value, log_det = value_and_log_det(owner.bijector(tf.constant(contexts)), direction, x)
+    assert np.all(np.isnan(value[1]))
+    others = [0, 2, 3, 4]
+    np.testing.assert_allclose(value.numpy()[others], clean[0].numpy()[others], rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(log_det.numpy()[others], clean[1].numpy()[others], rtol=1e-11, atol=1e-11)
+
+
 @each_flow
 def test_log_prob_of_nan_is_nan_and_its_gradient_ends(flow):
     owner, context = flow.build(), flow.contexts()

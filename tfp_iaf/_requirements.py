@@ -40,6 +40,6 @@ def check_tensorflow(version: str) -> None:
                 getattr(importlib.import_module(module), name)
             except (ImportError, AttributeError):
                 raise ImportError(
-                    f'tensorflow: got version {version}, which has no {module}.{name}, expected 2.18 to 2.21. '
-                    f'Install it with: pip install "tensorflow>=2.18,<2.22"'
+                    f'tensorflow: got version {version}, which has no {module}.{name}, expected one that has '
+                    f'it: 2.18 to 2.21 do. Install such a one with: pip install "tensorflow>=2.18,<2.22"'
                 ) from None

@@ -36,19 +36,16 @@ class InverseAutoregressiveFlow(CachedBijector):
     network's.
 
     Cost: `forward` and its log-det together take one network pass, and `inverse` of a result of `forward`, for as long
-    as that lives, none (TFP's cache). `inverse` of any other point and its log-det together take the time of one to
-    four passes with `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`. That holds in a
+    as that lives, none (TFP's cache). `inverse` of any other point and its log-det together take two to three times as
+    long as `forward` with `inverse='blockwise'`, and at most D + 1 passes with `'fixed_point'`. That holds in a
     `tf.function`; eagerly, its many small operations take longer than they compute. Each step adds seconds to the time
     that XLA takes to compile.
 
     The cache: eagerly, a result is computed anew once the variables of the network were assigned to, and always for a
-    tape that did not see how it was made. Not seen are variables that a function closes over, assignments within one
-    `tf.function`, and what TFP's own bijectors around a step keep: a `tfb.Chain` keeps the way back from each of its
-    results, for as long as that lives. Of a sample z that is older than an assignment, or than the tape, take
-    `q.log_prob(tf.identity(z))` there. The chain of `IAFPosterior.bijector` keeps nothing. For the gradient of log q(z)
-    with respect to a sample z take `z = tf.identity(z)` first: the density of a sample that is in the cache is a
-    function of what made it, and not of z. A result that is kept keeps the weights that made it, too: what shall
-    outlive an assignment to them, such as a list of samples, is better made of `tf.identity(z)`.
+    tape that did not see how it was made. A `tfb.Chain` of your own notices neither: there take
+    `q.log_prob(tf.identity(z))` of a sample z that is older than an assignment, or than the tape. For the gradient of
+    log q(z) with respect to a sample z take `z = tf.identity(z)` first: the density of a sample that is in the cache is
+    a function of what made it, and not of z. The questions page says what else the cache does not see.
 
     Args:
         network: `network(x)` or `network(x, context)` gives the parameters, `[..., D, P]`, autoregressive in `x`: a
@@ -184,9 +181,12 @@ class InverseAutoregressiveFlow(CachedBijector):
                 f'network: returned {type(params).__name__}, expected a tensor [..., {x.shape[-1]}, '
                 f'{self._transform.params}]. Stack the parameters: tf.stack([m, s], axis=-1).'
             )
-        if params.shape.rank is not None and params.shape[-1] not in (None, self._transform.params):
+        # Of another number of entries, or of one for all, they would broadcast, and the log-det be a wrong sum.
+        expected = tf.TensorShape([x.shape[-1] if x.shape.rank else None, self._transform.params])
+        shape = params.shape
+        if shape.rank is not None and (shape.rank < 2 or not expected.is_compatible_with(shape[-2:])):
             raise ValueError(
-                f'network: returned shape {params.shape}, expected [..., {x.shape[-1]}, {self._transform.params}] for '
+                f'network: returned shape {shape}, expected [..., {expected[0]}, {expected[1]}] for '
                 f'transform={self._transform!r}.'
             )
         return params

@@ -70,13 +70,14 @@ def _unflat(flat: tf.Tensor, lead: tf.TensorShape | tf.Tensor, event: Sequence[i
 class MaskedAutoregressiveNetwork(tf.Module):
     r"""A masked network whose output for an entry depends on the entries before it and on all of a context.
 
-    $$\mathrm{params}_i = f_i(x_{<i}, h), \qquad h_1 = a(x (W_1 \odot M_1) + h U + b_1), \quad
-      h_{l+1} = a(h_l (W_{l+1} \odot M_{l+1}) + b_{l+1})$$
+    $$v^1 = a(x (W^1 \odot M^1) + h U + b^1), \quad v^{l+1} = a(v^l (W^{l+1} \odot M^{l+1}) + b^{l+1}), \quad
+      \mathrm{params} = v^L (W^{L+1} \odot M^{L+1}) + b^{L+1}$$
 
-    "Before" is meant in the network's `order`. The masks are applied at every call, so that nothing that is stored in
-    the kernels, by an optimizer, an assignment or a checkpoint, can break the autoregressive property, and forbidden
-    weights get a gradient of zero. Units of degree 0, which see the context alone, carry it to every output, the
-    first one included. Kernels are kept with their rows and columns sorted by degree; see `tfp_iaf.masks`.
+    with masks M such that $\mathrm{params}_i$ is a function of $x_{<i}$ and of the context h. "Before" is meant in the
+    network's `order`. The masks are applied at every call, so that nothing that is stored in the kernels, by an
+    optimizer, an assignment or a checkpoint, can break the autoregressive property, and forbidden weights get a
+    gradient of zero. Units of degree 0, which see the context alone, carry it to every output, the first one included.
+    Kernels are kept with their rows and columns sorted by degree; see `tfp_iaf.masks`.
 
     Every output reacts to every entry before it if each hidden layer has at least `event_size - 1` units
     (`event_size` with a context).
@@ -92,8 +93,9 @@ class MaskedAutoregressiveNetwork(tf.Module):
         seed: Seed of the initial weights and of a random order. `None` follows TensorFlow's global seed.
         dtype: `tf.float32` or `tf.float64`, of the variables and of everything that is computed.
         num_blocks: In how many blocks of entries to cut the kernels, a power of two: what is forbidden between blocks
-            is neither stored nor computed. `None` takes two or four where the largest kernel is so large that this was
-            measured to be faster; see `kernels.default_num_blocks`. What is saved fits a network cut alike.
+            is neither stored nor computed. `None` takes two where the largest kernel has more than 2^16 weights, and
+            four above 2^18, if there are as many entries: where it was measured to be faster. What is saved fits a
+            network cut alike; give the number where a checkpoint shall outlive a change of that rule.
         variable_factory: Makes the variables, from a name and an initial value; a Keras layer passes its own.
         name: Name of the module.
 

@@ -24,8 +24,9 @@ class ScalarBijector(Transform):
 
     Two of them are equal if their functions are the same object and they take as many parameters: define the function
     once, at the top of a module. Keras then also finds it again in a saved model, by its name if it is registered with
-    `keras.saving.register_keras_serializable`. It should depend on the parameters alone: variables and tensors that it
-    closes over get their gradients from `inverse='fixed_point'` only, and caches do not see them change.
+    `keras.saving.register_keras_serializable` (with that of tf_keras for a model of tf_keras). It should depend on the
+    parameters alone: variables and tensors that it closes over get their gradients from `inverse='fixed_point'` only,
+    and caches do not see them change.
 
     Args:
         bijector_fn: Takes the parameters `[..., D, P]` and returns a `tfb.Bijector` of scalars (an event of no
