@@ -237,6 +237,6 @@ def define_flags(*, seeds: int, least_latent_size: int) -> None:
     )
 
 
-def options_from_flags() -> dict[str, int]:
+def options_from_flags() -> dict[str, Any]:
     """Returns the fields of `Settings` that the shared flags say and all runs have in common."""
     return {name: flags.FLAGS[name].value for name in ('steps', 'evaluation_samples', 'grid_size')}
