@@ -77,8 +77,8 @@ class InverseAutoregressiveFlow(CachedBijector):
     >>> import tfp_iaf
     >>> net = tfp_iaf.MaskedAutoregressiveNetwork(2, hidden_units=(8,), seed=0)
     >>> step = tfp_iaf.InverseAutoregressiveFlow(net)
-    >>> q = tfp.distributions.TransformedDistribution(
-    ...     tfp.distributions.Independent(tfp.distributions.Normal(tf.zeros([2]), 1.), 1), step)
+    >>> base = tfp.distributions.MultivariateNormalDiag(tf.zeros([2]))
+    >>> q = tfp.distributions.TransformedDistribution(base, step)
     >>> z, log_q = q.experimental_sample_and_log_prob(5)
     >>> z.shape, log_q.shape
     (TensorShape([5, 2]), TensorShape([5]))
