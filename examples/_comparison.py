@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import _datasets
 import _evaluation
 import _image_report
 import _image_settings
@@ -34,8 +33,6 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
     started = time.perf_counter()
     logging.set_verbosity(logging.WARNING)  # TensorFlow has notes on every checkpoint
     options = flags.FLAGS
-    if options.train_on_validation:
-        load = functools.partial(_datasets.with_validation, load)
     try:
         data = load()
     except FileNotFoundError as error:
@@ -72,7 +69,6 @@ def run(argv: Sequence[str], load: Callable[[], Split], **fixed: Any) -> None:
     groups = _image_report.group(trained, evaluated, evaluated_directory)
     rows = _image_report.aggregate(groups)
     print(_image_report.report(groups, rows))
-    of = 'images that were trained on' if options.train_on_validation else 'validation images'
-    _image_report.plot_curves(groups, of, output_dir / 'learning_curves.png')
+    _image_report.plot_curves(groups, output_dir / 'learning_curves.png')
     _image_report.plot_models(groups, data, directory, output_dir)
     _script.write({'aggregated': rows, 'runs': _image_report.of_runs(groups)}, output_dir, started)

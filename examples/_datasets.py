@@ -8,7 +8,7 @@ import os
 import pathlib
 import pickle
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -64,12 +64,6 @@ def load_mnist(path: str = '') -> Split:
         with _download(f'Put the file mnist.npz to {_mnist_of_keras()}, or pass its path with --data.'):
             (train, _), (test, _) = keras.datasets.mnist.load_data()
     return split(train[..., np.newaxis], test[..., np.newaxis], share=6)
-
-
-def with_validation(load: Callable[[], Split]) -> Split:
-    """Returns the images that `load` gives, with those to watch training with among those to train with, too."""
-    images = load()
-    return images._replace(train=np.concatenate([images.train, images.validation]))
 
 
 def load_digits() -> Data:

@@ -182,8 +182,8 @@ def of_runs(groups: Groups) -> list[dict[str, Any]]:
     ]
 
 
-def plot_curves(groups: Groups, images: str, path: pathlib.Path) -> None:
-    """Draws the learning curves on some images, by epoch and by time, in the colours of the runs' posteriors."""
+def plot_curves(groups: Groups, path: pathlib.Path) -> None:
+    """Draws the learning curves of all runs, by epoch and by time, in the colours of their posteriors."""
     colors = {label: POSTERIORS[results[0].run.posterior] for label, results in groups.items()}
     time = measure_of_time(result.figures for results in groups.values() for result in results)
     by_epoch, by_time = {}, {}
@@ -197,7 +197,7 @@ def plot_curves(groups: Groups, images: str, path: pathlib.Path) -> None:
     _plots.plot_learning_curves(
         {'By epoch': by_epoch, 'By time': by_time},
         colors,
-        f'-ELBO on {images} (nats)',
+        '-ELBO on validation images (nats)',
         path,
         ('epoch', f'{time.name} of training'),
     )

@@ -88,8 +88,6 @@ def define_flags(output_dir: str, *, epochs: int, latent_size: int, flow: Flow, 
     flags.DEFINE_integer('nll_samples', 1000, 'Importance samples per test image.', lower_bound=1)
     flags.DEFINE_integer('nll_images', nll_images, 'Number of test images for the NLL, at most.', lower_bound=1)
     flags.DEFINE_integer('grid_size', 300, 'Points per axis of the grid for the exact NLL if z has two.', lower_bound=2)
-    text = 'Train on the validation images, too, with a schedule that was chosen before; the curves are then of these.'
-    flags.DEFINE_bool('train_on_validation', False, text)
     flags.DEFINE_enum('strategy', 'none', ['none', 'mirrored'], 'mirrored: on all GPUs, or a CPU split in two.')
     flags.DEFINE_bool('tensorboard', False, 'Write logs for TensorBoard, in output_dir/runs/*/tensorboard.')
     _script.define_flags_of_runs(output_dir)

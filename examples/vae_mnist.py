@@ -5,13 +5,11 @@ All have the same networks and the same schedule: Adam with a cosine, a warm-up 
 the weights, which is evaluated at the end. 50,000 images are to train with, 10,000 to watch training with, and 10,000,
 which are not looked at before, to test with. Equal epochs and equal time are two questions: `--longer_baseline` trains
 the diagonal one for more epochs, too: `--seeds=3 --longer_baseline=260` answers both. With `--latent_size=2` the
-likelihood is exact, by quadrature, and the report says how far from it importance weighting is. `--epochs=1
---nll_images=100` is a try of a minute.
+likelihood is exact, by quadrature, and the report says how far from it importance weighting is.
 
 `--network=conv --binarization=threshold` are the networks and the data of the blog post "Variational Autoencoders with
-Inverse Autoregressive Flows"; with `--train_on_validation`, too, all learn from 60,000 images, as there. Finished runs
-are kept, and one that is killed goes on when the same command is given again, and ends with the same weights, to the
-bit.
+Inverse Autoregressive Flows". Finished runs are kept, and one that is killed goes on when the same command is given
+again, and ends with the same weights, to the bit.
 """
 
 import functools

@@ -1,6 +1,5 @@
 """Images from files and from libraries, and what is said where there are none."""
 
-import functools
 import pickle
 import socket
 
@@ -35,15 +34,6 @@ def test_mnist_from_keras(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
     assert from_keras.fingerprint == from_path.fingerprint
     assert from_path._replace(test=from_path.test + 1).fingerprint != from_path.fingerprint
-
-
-def test_training_with_the_validation_images_too(tmp_path):
-    load = functools.partial(_datasets.load_mnist, str(write_mnist(tmp_path)))
-    apart, joined = load(), _datasets.with_validation(load)
-    np.testing.assert_array_equal(joined.train[..., 0], digits()[0])
-    np.testing.assert_array_equal(joined.validation, apart.validation)
-    np.testing.assert_array_equal(joined.test, apart.test)
-    assert joined.fingerprint != apart.fingerprint
 
 
 class TestMnistOrDigits:
