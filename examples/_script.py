@@ -36,7 +36,7 @@ def define_flags_of_runs(output_dir: str) -> None:
 
 
 def define_some_of(name: str, known: Iterable[str], text: str, default: Sequence[str] | None = None) -> None:
-    """Defines a flag whose value is a list of some of the known names, and by default of all."""
+    """Defines a flag whose value is a list of some of the known names; of all, unless it has another default."""
     names = list(known)
     flags.DEFINE_list(name, names if default is None else list(default), text)
     flags.register_validator(name, lambda given: given and set(given) <= set(names), f'expected some of {names}')
