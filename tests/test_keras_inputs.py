@@ -156,6 +156,15 @@ def test_bad_arguments(kit, arguments, error, parts):
 
 
 @each_kit
+def test_inputs_of_unequal_batches(kit):
+    flow = kit.layer()
+    flow(PAIR)
+    with raises(ValueError, 'z_mean, z_log_var', '(4, 2)', '(5, 2)', 'as many rows'):
+        flow([tf.zeros([4, 2]), tf.zeros([5, 2])])
+    assert flow([tf.zeros([4, 2]), tf.zeros([1, 2])])[0].shape == (4, 2)  # one scale for all
+
+
+@each_kit
 @pytest.mark.parametrize('built', [False, True])
 @pytest.mark.parametrize(
     'inputs',

@@ -166,13 +166,26 @@ class InverseAutoregressiveFlow(CachedBijector):
         return {'ildj': -tf.reduce_sum(log_det, axis=-1), 'dependencies': Dependencies(variables, tensors)}
 
     def _context_of(
-        self, context: tf.Tensor | None = None, conditional_input: tf.Tensor | None = None
+        self, context: tf.Tensor | None = None, conditional_input: tf.Tensor | None = None, **unknown: Any
     ) -> tf.Tensor | None:
         if context is not None and conditional_input is not None:
             raise ValueError('context: given twice, also as conditional_input, its other name. Pass one of them.')
+        if unknown:
+            raise TypeError(
+                f'{self.name}: got the keywords {sorted(unknown)}, expected context, or its other name, '
+                f'conditional_input.'
+            )
         if context is None:
-            context = conditional_input
-        return self._context if context is None else context
+            context = self._context if conditional_input is None else conditional_input
+        size = self._network.context_size if isinstance(self._network, MaskedAutoregressiveNetwork) else None
+        if context is None and size is not None:
+            raise ValueError(
+                f'context: got None, expected a tensor of shape [..., {size}] for the step {self.name!r}. Pass context='
+                f' to its constructor or its call, {self.name}={{"context": ...}} to a tfb.Chain around it, and '
+                f'bijector_kwargs={{"{self.name}": {{"context": ...}}}} to a distribution of that chain; or make the '
+                f'steps with it, as IAFPosterior.bijector(context) does.'
+            )
+        return context
 
     def _parameters_at(self, x: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
         params = self._network(x) if context is None else self._network(x, context)

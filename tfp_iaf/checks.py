@@ -143,8 +143,7 @@ def checked_context(context: Any, size: int | None, dtype: tf.DType, owner: obje
     if context is None:
         raise ValueError(
             f'context: got None, expected a tensor of shape [..., {size}], since {owner!r} was made with '
-            f'context_size={size}. Pass context= to the call of the posterior or step, or to the constructor of the '
-            f'step; to a tfb.Chain, nested by the name of the step; to a distribution, in bijector_kwargs={{...}}.'
+            f'context_size={size}. Pass context= to its call.'
         )
     return checked_tensor('context', context, size, dtype, owner)
 

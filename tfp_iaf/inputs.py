@@ -55,9 +55,9 @@ def check_inputs(
     if not isinstance(inputs, (list, tuple)) or len(inputs) not in (2, 3):
         raise ValueError(f'inputs: got {inputs!r}, expected {_INPUTS}.')
     if event_shape is not None and (len(inputs) == 3) != (context_shape is not None):
-        given, expected = ('one', 'none') if len(inputs) == 3 else ('none', f'one, [batch, {_sizes(context_shape)}]')
+        passed, expected = ('one', 'none') if len(inputs) == 3 else ('none', f'one, [batch, {_sizes(context_shape)}]')
         raise ValueError(
-            f'context: got {given}, expected {expected}, as {layer} was built. Pass {_INPUTS}, as at its first call, '
+            f'context: got {passed}, expected {expected}, as {layer} was built. Pass {_INPUTS}, as at its first call, '
             f'or make another layer.'
         )
     shapes = (event_shape, event_shape, context_shape)
@@ -70,6 +70,9 @@ def check_inputs(
                     f'{argument}: got shape {value.shape}, expected [batch, {_sizes(shape)}], with one axis for the '
                     f'batch. For several samples of a row, use the method posterior.'
                 )
+    given = [tf.TensorShape(value.shape) for value in inputs[:2]]
+    if len({shape[0] for shape in given if shape.rank} - {None, 1}) > 1:
+        raise ValueError(f'z_mean, z_log_var: got the shapes {given[0]} and {given[1]}, expected as many rows in both.')
 
 
 def _sizes(shape: tuple[int, ...] | None) -> str:

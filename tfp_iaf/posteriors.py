@@ -36,6 +36,9 @@ class IAFPosterior(tf.Module):
     $$z_0 \sim \mathcal{N}(\mu, \mathrm{diag}(\sigma^2)), \quad z_t = f_t(z_{t-1}, h), \quad
       \log q(z_T) = \log q(z_0) - \sum_t \log\left|\det \frac{\partial z_t}{\partial z_{t-1}}\right|$$
 
+    It makes distributions, and is none itself: `posterior(loc, scale_diag)` is one, and `posterior.bijector()`, with
+    its brackets, the steps alone.
+
     Args:
         event_size: Number of latent dimensions D.
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
