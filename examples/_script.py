@@ -25,7 +25,7 @@ def define_flags(output_dir: str, quick: Mapping[str, Any]) -> None:
         quick: The values of flags, by name, with `--quick`, where the command does not say.
     """
     define_flags_of_runs(output_dir)
-    flags.DEFINE_bool('quick', False, f'A try of a minute at most: {dict(quick)}, where not given.')
+    flags.DEFINE_bool('quick', False, f'A try of a minute or two: {dict(quick)}, where not given.')
 
 
 def define_flags_of_runs(output_dir: str) -> None:
