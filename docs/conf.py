@@ -39,13 +39,24 @@ autodoc_member_order = 'bysource'
 napoleon_custom_sections = [('Call arguments', 'params_style'), ('Call returns', 'returns_style')]
 
 
+# The first name under which each class is documented.
+_names: dict[object, str] = {}
+_EQUATIONS = re.compile(r'Eq\.\s+(?:`[\w-]+`(?:,| and)?\s+)+of\s+the\s+mathematics\s+page')
+
+
 def _process_docstring(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Lets docstrings write formulas between dollars, as the pages do, and gives each reference a line."""
+    """Lets docstrings write formulas between dollars and cite equations by label, and gives each reference a line."""
+    if what == 'class' and _names.setdefault(obj, name) != name:
+        lines[:] = [f'The same as `{_names[obj]}`.']
+        return
     text = '\n'.join(lines)
+    text = _EQUATIONS.sub(lambda m: re.sub(r'`([\w-]+)`', r':eq:`\1`', m[0]), text)
     text = re.sub(r'\$\$(.+?)\$\$', lambda m: '.. math:: ' + ' '.join(m[1].split()), text, flags=re.DOTALL)
     text = re.sub(r'\$(.+?)\$', r':math:`\1`', text)
     head, rubric, references = text.partition('.. rubric:: References\n\n')
     references, blank, rest = references.partition('\n\n')
+    # A reference ends with a period, and may take several lines.
+    references = re.sub(r'(?<!\.)\n(?=\S)', ' ', references)
     references = re.sub(r'^(?=\S)', '- ', references, flags=re.MULTILINE)
     lines[:] = (head + rubric + references + blank + rest).split('\n')
 

@@ -27,7 +27,8 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 import tfp_iaf
-from tfp_iaf import masks, transforms
+from tfp_iaf import transforms
+from tfp_iaf.networks import _masks
 
 matplotlib.use('Agg')
 
@@ -160,8 +161,8 @@ def draw_directions() -> Figure:
 
 
 def draw_masks(event_size: int = 8, units: int = 24) -> Figure:
-    """The masks of a network with one hidden layer, and how a wide kernel is stored."""
-    entries, hidden, outputs = masks.degrees(event_size, [units], conditional=True)
+    """The masks of a network with one hidden layer, and how a wide kernel is multiplied."""
+    entries, hidden, outputs = _masks.degrees(event_size, [units], params=1, conditional=True)
     figure, axes = plt.subplots(
         1, 3, figsize=(12, 4.4), layout='constrained', gridspec_kw={'width_ratios': [1, 1, 1.35]}
     )
@@ -170,7 +171,7 @@ def draw_masks(event_size: int = 8, units: int = 24) -> Figure:
         (axes[0], entries, hidden, 'from the entries\nto the hidden units'),
         (axes[1], hidden, outputs, 'from the hidden units\nto the outputs'),
     ):
-        axis.imshow(masks.mask(before, after).T, cmap=permitted, aspect='auto', interpolation='nearest')
+        axis.imshow(_masks.mask(before, after), cmap=permitted, aspect='auto', interpolation='nearest')
         axis.set_title(title, fontsize=11)
         axis.set_xlabel('degree of the unit before')
         axis.set_ylabel('degree of the unit after')
@@ -193,19 +194,19 @@ def draw_masks(event_size: int = 8, units: int = 24) -> Figure:
 
 
 def draw_blocks(axis: plt.Axes, num_blocks: int, event_size: int = 32, units: int = 128) -> None:
-    """One kernel between hidden layers: what is stored without a mask, what with one, and what is not stored."""
-    network = tfp_iaf.MaskedAutoregressiveNetwork(event_size, (units, units), context_size=1, num_blocks=num_blocks)
-    layout = network.layouts[1]
+    """One kernel between hidden layers: what needs no mask, what is masked, and what is skipped."""
+    layers = _masks.degrees(event_size, [units, units], params=1, conditional=True)
+    _, before, after, _ = _masks.runs(layers, num_blocks)
     kind = np.zeros([units, units])
-    for rows, columns, square in layout._parts:
-        kind[rows, columns] = 1 if square else 2
-    degrees = masks.hidden_degrees(units, event_size, conditional=True)
-    kind[(kind == 1) & masks.mask(degrees, degrees)] = 3
+    for rows, columns in zip(after, before, strict=True):
+        kind[rows, columns] = 1
+        kind[rows, : columns.start] = 2
+    kind[(kind == 1) & _masks.mask(layers[1], layers[2])] = 3
     colors = matplotlib.colors.ListedColormap(['white', '#f3c9a8', GREEN, ORANGE])
-    axis.imshow(kind.T, cmap=colors, interpolation='nearest', vmin=0, vmax=3)
+    axis.imshow(kind, cmap=colors, interpolation='nearest', vmin=0, vmax=3)
     axis.set_title(f'a kernel between hidden layers, in {num_blocks} blocks', fontsize=11)
     axis.set(xticks=[], yticks=[], xlabel='units before, sorted by degree', ylabel='units after, sorted by degree')
-    labels = ('not stored', 'stored, masked', 'stored whole', 'stored, permitted')
+    labels = ('skipped', 'square: forbidden', 'strip: no mask', 'square: permitted')
     patches = [
         matplotlib.patches.Patch(facecolor=colors(i), edgecolor=GREY, label=label) for i, label in enumerate(labels)
     ]

@@ -35,7 +35,7 @@ class Ours(tf.Module):
     def __init__(self, size: Size, inverse: str = 'auto') -> None:
         super().__init__()
         self.flow = tfp_iaf.IAFPosterior(
-            size.event, size.flows, (size.hidden, size.hidden), context_size=size.context, inverse=inverse, seed=0
+            size.event, size.flows, (size.hidden, size.hidden), context_shape=size.context, inverse=inverse, seed=0
         )
 
     def __call__(self, loc: tf.Tensor, scale: tf.Tensor, context: tf.Tensor) -> Distribution:
@@ -44,7 +44,7 @@ class Ours(tf.Module):
 
 
 class FixedPoint(Ours):
-    """The same, with the inverse that sweeps over all entries at once."""
+    """The same, with the inverse that iterates over all entries at once."""
 
     def __init__(self, size: Size) -> None:
         super().__init__(size, inverse='fixed_point')
@@ -204,7 +204,7 @@ def prepare_vae(size: Size, with_flows: bool, mode: str) -> Prepared:
     if with_flows:
         inputs.append(keras.layers.Dense(size.context, activation='elu')(hidden))
     num_flows = size.flows if with_flows else 0
-    sampling = tfp_iaf.keras.IAFSampling(num_flows, (size.hidden, size.hidden), kl_loss_weight=1.0, seed=0)
+    sampling = tfp_iaf.keras.IAFSampling(num_flows, (size.hidden, size.hidden), seed=0)
     hidden, _ = sampling(inputs)
     for _ in range(2):
         hidden = keras.layers.Dense(300, activation='elu')(hidden)

@@ -17,7 +17,7 @@ from _benchmark_timing import WORKS, Size, ratio
 # What is timed, with its colour in plots: ours, ours in other ways, and others.
 COLORS = {
     'tfp_iaf': '#D55E00',
-    'fixed_point': '#E69F00',  # log_prob by sweeps over all entries
+    'fixed_point': '#E69F00',  # log_prob by iterations over all entries
     'repeated': '#8B4513',  # contexts repeated for each sample, not shared
     'no_flow': '#BBBBBB',  # a VAE with a diagonal Gaussian
     'dense': '#777777',

@@ -37,6 +37,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
+from tfp_iaf.networks import _masks
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -46,15 +47,20 @@ MISTAKES = ('output activation', 'degrees', 'penalty', 'schedule', 'gate start',
 def degrees(
     event_size: int, hidden_units: Sequence[int], mistakes: Collection[str], rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Returns the degrees of a network's entries, hidden units and outputs, as `tfp_iaf.masks.degrees` counts them."""
+    """Returns the degrees of a network's entries, hidden units and outputs, counted as `tfp_iaf` counts them."""
     sees_context = 'context' not in mistakes
     if 'degrees' not in mistakes:
-        return tfp_iaf.masks.degrees(event_size, hidden_units, conditional=sees_context)
+        return _masks.degrees(event_size, hidden_units, params=1, conditional=sees_context)
     layers, lowest = [np.arange(1, event_size + 1)], 0 if sees_context else 1
     for units in hidden_units:
         layers.append(rng.integers(lowest, units, size=units))
         lowest = layers[-1].min()
     return [*layers, np.arange(event_size)]
+
+
+def mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Returns which units, in rows, may lead to which units of the next layer, in columns, given their degrees."""
+    return before[:, np.newaxis] <= after
 
 
 def useful_units(layers: Sequence[np.ndarray]) -> int:
@@ -66,7 +72,7 @@ def pairs_without_path(layers: Sequence[np.ndarray]) -> int:
     """Returns how many pairs of an entry and an output after it have no path between them through the hidden layers."""
     paths = np.eye(layers[0].size, dtype=bool)
     for before, after in itertools.pairwise(layers):
-        paths = paths @ tfp_iaf.masks.mask(before, after)
+        paths = paths @ mask(before, after)
     return int(np.sum(np.triu(~paths, 1)))
 
 
@@ -84,8 +90,8 @@ class MaskedNetwork(keras.layers.Layer):
         super().__init__()
         self._mistakes = tuple(mistakes)
         layers = degrees(event_size, hidden_units, mistakes, rng)
-        self._masks = [tfp_iaf.masks.mask(*pair).astype(np.float32) for pair in itertools.pairwise(layers)]
-        self._direct_mask = tfp_iaf.masks.mask(layers[0], layers[-1]).astype(np.float32)
+        self._masks = [mask(*pair).astype(np.float32) for pair in itertools.pairwise(layers)]
+        self._direct_mask = mask(layers[0], layers[-1]).astype(np.float32)
         output_scale = 1.0 if 'gate start' in mistakes else 0.1
         scales = [*[1.0] * len(hidden_units), output_scale]
         self._kernels = [

@@ -84,7 +84,7 @@ class VAE(keras.Model):
         return Parts(self.encoder, self.sampling, self.decoder)
 
     def call(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns -log p(x|z) and log q(z|x) - log p(z) at one z per image: -ELBO's parts, for all posteriors alike."""
+        """Returns -log p(x|z) and log q(z|x) - log p(z) at one z per image: -ELBO's parts, by one formula."""
         z, log_q = self.sampling(self.encoder(images))
         return bernoulli(images, self.decoder(z)), log_q - log_standard_normal(z)
 
@@ -107,7 +107,8 @@ def make_vae(settings: Settings) -> VAE:
     inputs = functools.partial(
         _posteriors.posterior_inputs, posterior=settings.posterior, latent_size=settings.latent_size, flow=flow
     )
-    return assemble(settings, inputs, _posteriors.make_sampling(settings.posterior, flow))
+    # `VAE` has a KL term of its own.
+    return assemble(settings, inputs, _posteriors.make_sampling(settings.posterior, flow, kl_weight=None))
 
 
 def assemble(

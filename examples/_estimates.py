@@ -10,10 +10,9 @@ import _progress
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 import tqdm
 from _posteriors import log_standard_normal
-
-import tfp_iaf
 
 _ROWS = 1000  # samples of z that networks take at once
 
@@ -77,7 +76,7 @@ def estimate(
         images: What the likelihood is of, `[images, height, width, channels]`.
         count: Number of samples.
         seed: Of the samples.
-        label: Of a progress bar, if there shall be one.
+        label: Of a progress bar; `None` for none.
     """
 
     def sampled_terms(images: tf.Tensor, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -87,7 +86,7 @@ def estimate(
         outputs = tf.reshape(outputs, tf.concat([tf.shape(log_q), tf.shape(outputs)[1:]], axis=0))
         targets = tf.broadcast_to(images, tf.concat([[count], tf.shape(images)], axis=0))
         reconstruction, kl = neg_log_prob(targets, outputs), log_q - log_standard_normal(z)
-        log_likelihood = tfp_iaf.objectives.importance_weighted_log_likelihood(-reconstruction - kl)
+        log_likelihood = tfp.math.reduce_logmeanexp(-reconstruction - kl, axis=0)
         sums = [tf.reduce_sum(values, axis=0) for values in (reconstruction, kl, z[::2], z[1::2])]
         return *sums, log_likelihood
 

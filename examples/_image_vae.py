@@ -38,7 +38,7 @@ def make_vae(settings: Settings, image_shape: Sequence[int], steps_per_epoch: in
     images = keras.Input(image_shape)
     hidden = networks.encode(images)
     inputs = _posteriors.posterior_inputs(hidden, settings.posterior, settings.latent_size, settings.flow)
-    sampling = _posteriors.make_sampling(settings.posterior, settings.flow, kl_loss_weight=1.0, seed=settings.seed)
+    sampling = _posteriors.make_sampling(settings.posterior, settings.flow, seed=settings.seed)
     z, _ = sampling(inputs)
     model = keras.Model(images, networks.decoder(z))
     steps = settings.epochs * steps_per_epoch

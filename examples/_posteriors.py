@@ -35,16 +35,13 @@ def log_standard_normal(z: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package='examples')
-class FullCovarianceSampling(tfp_iaf.keras.IAFSampling):
-    """Samples a Gaussian of any covariance, given a mean, log-variances, and D * D numbers for the lower triangle.
+class FullCovarianceSampling(tfp_iaf.keras.PosteriorSampling):
+    """Samples a Gaussian of any covariance, given a mean, log-variances, and D * D numbers for the lower triangle."""
 
-    An `IAFSampling` without a flow, so that the KL term and its warm-up are the same, and with another Gaussian.
-    """
-
-    def __init__(self, kl_loss_weight: float | None = None, **kwargs: Any) -> None:
-        # With a prior that is given, the KL is taken at the samples: in closed form it would be a diagonal Gaussian's.
-        prior = None if kl_loss_weight is None else log_standard_normal
-        super().__init__(**{**kwargs, 'num_flows': 0, 'kl_loss_weight': kl_loss_weight, 'prior': prior})
+    def __init__(self, kl_weight: float | None = 1.0, **kwargs: Any) -> None:
+        # With a function as the prior, the KL is taken at the samples, as in the runs that were published.
+        prior = None if kl_weight is None else log_standard_normal
+        super().__init__(**{**kwargs, 'kl_weight': kl_weight, 'prior': prior})
 
     def posterior(
         self, z_mean: tf.Tensor, z_log_var: tf.Tensor, context: tf.Tensor | None = None
@@ -56,11 +53,9 @@ class FullCovarianceSampling(tfp_iaf.keras.IAFSampling):
         return tfd.MultivariateNormalTriL(z_mean, scale)
 
 
-def make_sampling(
-    posterior: str, flow: Flow | None, *, kl_loss_weight: float | None = None, seed: int | None = None
-) -> Any:
+def make_sampling(posterior: str, flow: Flow | None, *, kl_weight: float | None = 1.0, seed: int | None = None) -> Any:
     """Makes the layer of a posterior, named 'sampling'."""
-    options: dict[str, Any] = {'kl_loss_weight': kl_loss_weight, 'seed': seed, 'name': 'sampling'}
+    options: dict[str, Any] = {'kl_weight': kl_weight, 'seed': seed, 'name': 'sampling'}
     if posterior == 'diagonal':
         return tfp_iaf.keras.IAFSampling(num_flows=0, **options)
     if posterior == 'full covariance':

@@ -46,7 +46,7 @@ def fit(
     """Trains a VAE, or goes on from the newest checkpoint; returns what was watched.
 
     Args:
-        model: The VAE, with an `IAFSampling` layer and an optimizer that is built.
+        model: The VAE, with a `PosteriorSampling` layer, such as `IAFSampling`, and an optimizer that is built.
         name: Of the run, for messages.
         directory: Where checkpoints are kept.
         batches: Gives the images of a range of epochs.

@@ -58,6 +58,7 @@ def fit(log_density: Callable[..., tf.Tensor], q: Any, settings: Fit, annealing:
         optimizer,
         settings.steps,
         sample_size=settings.sample_size,
+        trainable_variables=q.trainable_variables,
         jit_compile=True,
         seed=[settings.seed, 0],  # a pair: a single number would depend on what ran before
     ).numpy()

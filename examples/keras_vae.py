@@ -47,9 +47,7 @@ def make_vae(settings: Settings, image_shape: Sequence[int], jit_compile: bool |
         inputs.append(keras.layers.Dense(settings.context_size, activation='elu', name='context')(hidden))
 
     # The one layer that is not in the Keras documentation.
-    sampling = tfp_iaf.keras.IAFSampling(
-        settings.num_flows, settings.hidden_units, kl_loss_weight=1.0, seed=settings.seed, name='sampling'
-    )
+    sampling = tfp_iaf.keras.IAFSampling(settings.num_flows, settings.hidden_units, seed=settings.seed, name='sampling')
     z, _ = sampling(inputs)
 
     decoder = keras.Sequential(
@@ -89,7 +87,7 @@ def train(directory: pathlib.Path, settings: Settings) -> dict[str, Any]:
 def define_flags() -> None:
     """Defines the command line; in a function, since tests and other scripts import this module too."""
     _keras_vae.define_flags('results/keras_vae')
-    flags.DEFINE_bool('fresh', False, 'Train anew what output_dir already has.')
+    flags.DEFINE_bool('fresh', False, 'Train again what output_dir already has.')
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import flows
-from tfp_iaf import blocks
+from tfp_iaf import inversion
 
 # Or else the first of several processes takes all of a GPU's memory.
 for gpu in tf.config.list_physical_devices('GPU'):
@@ -37,12 +37,12 @@ def network_calls(monkeypatch):
 
 @pytest.fixture
 def inversions(monkeypatch):
-    """The list of networks inverted block by block so far."""
-    inverted, blockwise = [], blocks.blockwise
+    """The list of networks, by their layers, inverted block by block so far."""
+    inverted, blockwise = [], inversion.blockwise
 
-    def recorded(network, *args):
-        inverted.append(network)
-        return blockwise(network, *args)
+    def recorded(layers, *args):
+        inverted.append(layers)
+        return blockwise(layers, *args)
 
-    monkeypatch.setattr(blocks, 'blockwise', recorded)
+    monkeypatch.setattr(inversion, 'blockwise', recorded)
     return inverted

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +18,7 @@ import tensorflow_probability as tfp
 
 import tfp_iaf
 from tfp_iaf import transforms
+from tfp_iaf.networks import _masks
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -27,7 +29,8 @@ class Step(tf.Module):
 
     def __init__(self, network: Callable, transform='gated', inverse: str = 'auto', inverted: bool = False) -> None:
         super().__init__(name='step')
-        self.network, self.transform, self.inverse, self.inverted = network, transform, inverse, inverted
+        self.network, self.transform = network, transforms.get(transform)
+        self.inverse, self.inverted = inverse, inverted
 
     @property
     def networks(self) -> tuple[tfp_iaf.MaskedAutoregressiveNetwork, ...]:
@@ -119,18 +122,17 @@ def normal(shape: Sequence[int], dtype: tf.DType = tf.float64, seed: int = 0) ->
 def perturb(module: tf.Module, scale: float = 0.3, seed: int = 3) -> None:
     rng = np.random.default_rng(seed)
     for variable in module.trainable_variables:
-        variable.assign_add(tf.cast(scale * rng.standard_normal(variable.shape), variable.dtype))
+        # Kernels are [out, in].
+        variable.assign_add(tf.cast(scale * rng.standard_normal(variable.shape[::-1]).T, variable.dtype))
 
 
 def masked_kernels(network: tfp_iaf.MaskedAutoregressiveNetwork) -> list[tuple[tf.Variable, np.ndarray]]:
-    """The kernel of each layer, as it is stored, and which of its weights the degrees permit."""
-    layers = tfp_iaf.masks.degrees(network.event_size, network.hidden_units, network.context_size is not None)
-    layers[-1] = np.repeat(layers[-1], network.params)
-    masks = [
-        layout.stored(tfp_iaf.masks.mask(before, after))
-        for layout, (before, after) in zip(network.layouts, itertools.pairwise(layers), strict=True)
-    ]
-    return list(zip(network.kernels, masks, strict=True))
+    """The kernel of each layer, `[out, in]`, and which of its weights the degrees permit."""
+    size, conditional = network.event_shape.num_elements(), network.context_shape is not None
+    layers = _masks.degrees(size, network.hidden_units, network.params, conditional)
+    masks = [_masks.mask(before, after) for before, after in itertools.pairwise(layers)]
+    kernels = [variable for variable in network.variables if variable.name.startswith('kernel_')]
+    return list(zip(kernels, masks, strict=True))
 
 
 def permitted(order: Sequence[int], strictly: bool = False) -> np.ndarray:
@@ -148,15 +150,15 @@ def jacobian(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> np.nda
 
 
 def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[tf.Module]:
-    """Keeps account of every call of a `MaskedAutoregressiveNetwork`."""
+    """Keeps account of every evaluation of a `MaskedAutoregressiveNetwork`."""
     calls = []
-    call = tfp_iaf.MaskedAutoregressiveNetwork.__call__
+    evaluate = tfp_iaf.MaskedAutoregressiveNetwork.evaluate
 
     def recorded(network, *args, **kwargs):
         calls.append(network)
-        return call(network, *args, **kwargs)
+        return evaluate(network, *args, **kwargs)
 
-    monkeypatch.setattr(tfp_iaf.MaskedAutoregressiveNetwork, '__call__', recorded)
+    monkeypatch.setattr(tfp_iaf.MaskedAutoregressiveNetwork, 'evaluate', recorded)
     return calls
 
 
@@ -188,12 +190,44 @@ def raises(error: type[Exception], *parts: str) -> Iterator[None]:
     assert not missing, f'{missing} not in the message: {message}'
 
 
-def _step(event_size: int, hidden_units: Sequence[int], transform='gated', inverse='auto', inverted=False, **kwargs):
+def _step(
+    event_size: int,
+    hidden_units: Sequence[int],
+    transform='gated',
+    inverse='auto',
+    inverted=False,
+    network=tfp_iaf.MaskedAutoregressiveNetwork,
+    **kwargs,
+):
     def make(dtype: tf.DType) -> Step:
-        network = tfp_iaf.MaskedAutoregressiveNetwork(event_size, hidden_units, seed=7, dtype=dtype, **kwargs)
-        return Step(network, transform, inverse, inverted)
+        return Step(network(event_size, hidden_units, seed=7, dtype=dtype, **kwargs), transform, inverse, inverted)
 
     return make
+
+
+class InBlocks(tfp_iaf.MaskedAutoregressiveNetwork):
+    """A network that multiplies its kernels in four blocks, however small they are."""
+
+    def _num_blocks(self, values: tf.Tensor) -> int:
+        return 4
+
+
+class ImageStep(Step):
+    """A step on events [2, 3], with contexts [2, 2], shown as one on vectors."""
+
+    def bijector(self, context: tf.Tensor | None = None) -> tfb.Bijector:
+        context = tf.reshape(context, tf.concat([tf.shape(context)[:-1], [2, 2]], axis=0))
+        step = tfp_iaf.InverseAutoregressiveFlow(
+            self.network, context=context, transform=self.transform, inverse=self.inverse
+        )
+        return tfb.Chain([tfb.Reshape([6], [2, 3]), step, tfb.Reshape([2, 3], [6])])
+
+
+def _image(dtype: tf.DType, inverse: str = 'auto') -> ImageStep:
+    network = tfp_iaf.MaskedAutoregressiveNetwork(
+        [2, 3], (9, 8), context_shape=[2, 2], order='right-to-left', seed=7, dtype=dtype
+    )
+    return ImageStep(network, 'affine', inverse)
 
 
 def _posterior(event_size: int, num_flows: int, hidden_units: Sequence[int], **kwargs):
@@ -214,10 +248,10 @@ GENTLE_SPLINE = transforms.RationalQuadraticSpline(num_bins=3, min_bin_size=0.1,
 _ALL = (
     Flow('gated', _step(3, (8,)), 3, order=(0, 1, 2), transform='gated'),
     Flow('affine', _step(3, (8, 8), 'affine'), 3, order=(0, 1, 2), transform='affine'),
-    Flow('gated_context', _step(4, (9, 8), context_size=2), 4, 2, order=(0, 1, 2, 3), transform='gated'),
+    Flow('gated_context', _step(4, (9, 8), context_shape=2), 4, 2, order=(0, 1, 2, 3), transform='gated'),
     Flow(
         'right_to_left',
-        _step(4, (8,), 'affine', context_size=2, order='right-to-left'),
+        _step(4, (8,), 'affine', context_shape=2, order='right-to-left'),
         4,
         2,
         order=(3, 2, 1, 0),
@@ -225,7 +259,7 @@ _ALL = (
     ),
     Flow(
         'random_order',
-        _step(5, (9, 7), context_size=3, order='random'),
+        _step(5, (9, 7), context_shape=3, order='random'),
         5,
         3,
         order=_random_order(5),
@@ -234,11 +268,11 @@ _ALL = (
     Flow('permutation', _step(4, (8, 8), 'affine', order=(2, 0, 3, 1)), 4, order=(2, 0, 3, 1), transform='affine'),
     # The fewest hidden units that let every output see all that it may.
     Flow('narrow', _step(4, (3, 3)), 4, order=(0, 1, 2, 3), transform='gated'),
-    Flow('narrow_context', _step(4, (4, 4), 'affine', context_size=2), 4, 2, order=(0, 1, 2, 3), transform='affine'),
+    Flow('narrow_context', _step(4, (4, 4), 'affine', context_shape=2), 4, 2, order=(0, 1, 2, 3), transform='affine'),
     # With one entry nothing comes before it: the first kernel has no weight that is permitted.
     Flow(
         'one_entry',
-        _step(1, (4,), 'affine', context_size=2),
+        _step(1, (4,), 'affine', context_shape=2),
         1,
         2,
         order=(0,),
@@ -248,44 +282,47 @@ _ALL = (
     # So many entries that the inverse solves them in several blocks, the last one smaller than the others.
     Flow(
         'blocks',
-        _step(20, (26, 22), context_size=2, order='random'),
+        _step(20, (26, 22), context_shape=2, order='random'),
         20,
         2,
         order=_random_order(20),
         transform='gated',
     ),
-    # Kernels that are stored in blocks.
+    # Kernels that are multiplied in blocks, as large ones are for many rows.
     Flow(
-        'stored_in_blocks',
-        _step(9, (13, 9), context_size=2, order='random', num_blocks=4),
+        'in_blocks',
+        _step(9, (13, 9), context_shape=2, order='random', network=InBlocks),
         9,
         2,
         order=_random_order(9),
         transform='gated',
     ),
-    Flow('stored_by_entry', _step(2, (4, 3), 'affine', num_blocks=2), 2, order=(0, 1), transform='affine'),
+    Flow('in_blocks_by_entry', _step(4, (5, 3), 'affine', network=InBlocks), 4, order=(0, 1, 2, 3), transform='affine'),
+    # Events and contexts of more axes than one.
+    Flow('image', _image, 6, 4, order=tuple(range(6))[::-1], transform='affine'),
+    Flow('image_fixed_point', functools.partial(_image, inverse='fixed_point'), 6, 4, order=tuple(range(6))[::-1]),
     Flow(
         'fixed_point',
-        _step(4, (8,), 'affine', 'fixed_point', context_size=2),
+        _step(4, (8,), 'affine', 'fixed_point', context_shape=2),
         4,
         2,
         order=(0, 1, 2, 3),
         transform='affine',
     ),
-    Flow('inverted', _step(3, (8,), inverted=True, context_size=2), 3, 2, order=(0, 1, 2)),
-    Flow('own_transform', _step(3, (8,), Shift(), params=1, context_size=2), 3, 2, order=(0, 1, 2)),
+    Flow('inverted', _step(3, (8,), inverted=True, context_shape=2), 3, 2, order=(0, 1, 2)),
+    Flow('own_transform', _step(3, (8,), Shift(), params=1, context_shape=2), 3, 2, order=(0, 1, 2)),
     Flow('spline', _step(3, (8,), 'spline', params=23), 3, order=(0, 1, 2), transform='spline'),
     # Two blocks, of eight entries and one.
-    Flow('spline_blocks', _step(9, (12,), GENTLE_SPLINE, params=8, context_size=2), 9, 2, order=tuple(range(9))),
+    Flow('spline_blocks', _step(9, (12,), GENTLE_SPLINE, params=8, context_shape=2), 9, 2, order=tuple(range(9))),
     Flow(
         'scalar_bijector',
-        _step(3, (8,), transforms.ScalarBijector(sinh_arcsinh, params=3), params=3, context_size=2),
+        _step(3, (8,), transforms.ScalarBijector(sinh_arcsinh, params=3), params=3, context_shape=2),
         3,
         2,
         order=(0, 1, 2),
     ),
     Flow('function', FunctionStep, 3, order=(0, 1, 2)),
-    Flow('chain', _posterior(3, 3, (8, 8), context_size=2), 3, 2, transform='gated'),
+    Flow('chain', _posterior(3, 3, (8, 8), context_shape=2), 3, 2, transform='gated'),
     Flow('spline_chain', _posterior(3, 2, (8,), transform=GENTLE_SPLINE), 3),
     Flow('chain_of_one', _posterior(3, 1, (8,), transform='affine'), 3, order=(0, 1, 2), transform='affine'),
 )

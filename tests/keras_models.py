@@ -24,8 +24,14 @@ class Kit:
     """One Keras, and the package's names for it."""
 
     keras: Any
+    IAFPosterior: type
     IAFSampling: type
     KLWarmup: type
+    PosteriorSampling: type
+
+    @classmethod
+    def of(cls, keras, module):
+        return cls(keras, *(getattr(module, field.name) for field in dataclasses.fields(cls)[1:]))
 
     def layer(self, num_flows=2, hidden_units=(8,), **kwargs):
         return self.IAFSampling(num_flows, hidden_units, **kwargs)
@@ -36,12 +42,12 @@ class Kit:
         inputs = self.keras.Input([FEATURES])
         hidden = layers.Dense(8, activation='relu')(inputs)
         parameters = [layers.Dense(size)(hidden) for size in (LATENT, LATENT, CONTEXT)]
-        z, log_q = self.layer(name='flow', **{'kl_loss_weight': 0.5, **kwargs})(parameters)
+        z, log_q = self.layer(name='flow', **{'kl_weight': 0.5, **kwargs})(parameters)
         return self.keras.Model(inputs, {'x': layers.Dense(FEATURES, name='x')(z), 'z': z, 'log_q': log_q})
 
 
-K3 = Kit(keras, tfp_iaf.keras.IAFSampling, tfp_iaf.keras.KLWarmup)
-K2 = Kit(tf_keras, tfp_iaf.tf_keras.IAFSampling, tfp_iaf.tf_keras.KLWarmup)
+K3 = Kit.of(keras, tfp_iaf.keras)
+K2 = Kit.of(tf_keras, tfp_iaf.tf_keras)
 each_kit = pytest.mark.parametrize('kit', [pytest.param(K3, id='keras'), pytest.param(K2, id='tf_keras')])
 
 
@@ -56,7 +62,7 @@ def _subclassed(kit):
             super().__init__(**kwargs)
             self.hidden = layers.Dense(8, activation='relu')
             self.heads = [layers.Dense(size) for size in (LATENT, LATENT, CONTEXT)]
-            self.flow = kit.layer(name='flow', kl_loss_weight=0.5)
+            self.flow = kit.layer(name='flow', kl_weight=0.5)
             self.decoder = layers.Dense(FEATURES)
 
         def call(self, inputs):

@@ -1,8 +1,8 @@
 """A flow in NumPy, unit by unit, written from the papers' equations: slow, plain, and without any code of the package.
 
 The weights come from the variables of a `MaskedAutoregressiveNetwork`, by name: `kernel_l` and `bias_l` of layer l,
-with rows and columns sorted by degree, and `context_kernel`, which feeds the first hidden layer. The outputs of the
-entry of rank r are the columns r * P to r * P + P - 1.
+`[out, in]`, with rows and columns sorted by degree, and `context_kernel`, which feeds the first hidden layer. The
+outputs of the entry of rank r are the rows r * P to r * P + P - 1.
 """
 
 import numpy as np
@@ -17,12 +17,8 @@ def sigmoid(x):
 
 
 def weights_of(network):
-    """The variables' values by name, NumPy arrays in float64; of what is stored in blocks, the matrices."""
-    weights = {v.name.split(':')[0]: v.numpy().astype(np.float64) for v in network.trainable_variables}
-    if network.num_blocks > 1:
-        for layer in range(len(network.kernels)):
-            weights[f'kernel_{layer}'] = network.triangle(layer).masked().numpy().astype(np.float64)
-    return weights
+    """The variables' values by name, NumPy arrays in float64."""
+    return {v.name.split(':')[0]: v.numpy().astype(np.float64) for v in network.trainable_variables}
 
 
 def made(weights, order, params, x, context=None):
@@ -42,10 +38,10 @@ def made(weights, order, params, x, context=None):
             total = bias[unit]
             for source in range(len(inputs)):
                 if degree >= degrees[source]:
-                    total += kernel[source, unit] * inputs[source]
+                    total += kernel[unit, source] * inputs[source]
             if layer == 0 and context is not None:
                 for source in range(context.size):
-                    total += weights['context_kernel'][source, unit] * context[source]
+                    total += weights['context_kernel'][unit, source] * context[source]
             outputs.append(total if is_last else elu(total))
             output_degrees.append(degree)
         inputs, degrees = outputs, output_degrees

@@ -11,8 +11,8 @@ from tests.flows import Counted, Shift, count_ops, jacobian, normal, permitted, 
 from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
 
 
-def network(event_size=3, hidden_units=(8,), **kwargs):
-    made = MaskedAutoregressiveNetwork(event_size, hidden_units, seed=0, **kwargs)
+def network(event_shape=3, hidden_units=(8,), **kwargs):
+    made = MaskedAutoregressiveNetwork(event_shape, hidden_units, seed=0, **kwargs)
     perturb(made)
     return made
 
@@ -33,7 +33,7 @@ context2 = normal([5, 2], tf.float32, seed=2)
 
 
 def test_context_of_the_call_comes_before_that_of_the_step():
-    net = network(context_size=2)
+    net = network(context_shape=2)
     other = normal([5, 2], tf.float32, seed=3)
     expected = InverseAutoregressiveFlow(net, context=other).forward(x3)
     step = InverseAutoregressiveFlow(net, context=context2)
@@ -43,14 +43,14 @@ def test_context_of_the_call_comes_before_that_of_the_step():
 
 @pytest.mark.parametrize('method', ['forward', 'inverse', 'forward_log_det_jacobian', 'inverse_log_det_jacobian'])
 def test_conditional_input_is_another_name_of_context(method):
-    step = InverseAutoregressiveFlow(network(context_size=2))
+    step = InverseAutoregressiveFlow(network(context_shape=2))
     expected = getattr(step, method)(x3, context=context2)
     np.testing.assert_array_equal(getattr(step, method)(tf.identity(x3), conditional_input=context2), expected)
 
 
 @pytest.mark.parametrize('keyword', ['context', 'conditional_input'])
 def test_keywords_nested_by_name_in_a_chain(keyword):
-    net = network(context_size=2)
+    net = network(context_shape=2)
     step = InverseAutoregressiveFlow(net, name='step')
     chain = tfb.Chain([tfb.Scale(2.0), step, tfb.Shift(1.0)])
     expected = 2.0 * step.forward(x3 + 1.0, context=context2)
@@ -64,7 +64,7 @@ def test_keywords_nested_by_name_in_a_chain(keyword):
 
 
 def test_keywords_through_a_distribution():
-    net = network(context_size=2)
+    net = network(context_shape=2)
     base = tfd.Sample(tfd.Normal(tf.zeros([5]), 1.0), 3)
     q = tfd.TransformedDistribution(base, InverseAutoregressiveFlow(net, name='step'))
     same = tfd.TransformedDistribution(base, InverseAutoregressiveFlow(net, context=context2))
@@ -75,14 +75,16 @@ def test_keywords_through_a_distribution():
 
 
 def test_context_of_the_step_gives_the_batch_shape():
-    step = InverseAutoregressiveFlow(network(context_size=2), context=tf.zeros([7, 5, 2]))
+    step = InverseAutoregressiveFlow(network(context_shape=2), context=tf.zeros([7, 5, 2]))
     assert step.experimental_batch_shape() == [7, 5]
     assert InverseAutoregressiveFlow(network()).experimental_batch_shape() == []
+    step = InverseAutoregressiveFlow(network(context_shape=[2, 2]), context=tf.zeros([7, 5, 2, 2]))
+    assert step.experimental_batch_shape() == [7, 5]
 
 
 def test_context_as_a_variable_is_tracked_and_trained():
     context = tf.Variable(context2)
-    step = InverseAutoregressiveFlow(network(context_size=2), context=context)
+    step = InverseAutoregressiveFlow(network(context_shape=2), context=context)
     assert any(variable is context for variable in step.trainable_variables)
     with tf.GradientTape() as tape:
         y = step.forward(x3)
@@ -93,7 +95,7 @@ def test_context_as_a_variable_is_tracked_and_trained():
 
 
 def test_properties():
-    net = network(context_size=2)
+    net = network(context_shape=2)
     step = InverseAutoregressiveFlow(net, context=context2, transform=transforms.Affine(2.0), name='mine')
     assert step.network is net
     assert step.transform == transforms.Affine(2.0)
@@ -101,6 +103,54 @@ def test_properties():
     assert step.name == 'mine'
     assert step.dtype == tf.float32
     assert (step.forward_min_event_ndims, step.inverse_min_event_ndims) == (1, 1)
+
+
+@pytest.mark.parametrize('event_shape', [[], [3], [2, 3], [2, 1, 3]], ids=str)
+def test_event_rank_is_that_of_the_network(event_shape):
+    net = network(event_shape)
+    rank = len(event_shape)
+    for step in (InverseAutoregressiveFlow(net), InverseAutoregressiveFlow(net, event_ndims=rank)):
+        assert (step.forward_min_event_ndims, step.inverse_min_event_ndims) == (rank, rank)
+        x = normal([7, *event_shape], tf.float32)
+        y = step.forward(x)
+        assert step.forward_event_shape(x.shape) == x.shape == y.shape
+        assert step.forward_log_det_jacobian(x).shape == [7]
+        np.testing.assert_allclose(step.inverse(tf.identity(y)), x, atol=1e-5)
+
+
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@pytest.mark.parametrize(('event_shape', 'context_shape'), [([2, 3], [2]), ([6], [2, 1]), ([], []), ([3, 2, 1], [])])
+def test_events_and_contexts_of_any_rank(event_shape, context_shape, inverse):
+    """Give what their entries in one axis give."""
+    net = network(event_shape, context_shape=context_shape, dtype=tf.float64)
+    flat = network(net.event_shape.num_elements(), context_shape=net.context_shape.num_elements(), dtype=tf.float64)
+    step, same = (InverseAutoregressiveFlow(each, transform='affine', inverse=inverse) for each in (net, flat))
+    x, context = normal([4, 5, *event_shape], seed=1), normal([5, *context_shape], seed=2)
+    rows, row_contexts = tf.reshape(x, [4, 5, -1]), tf.reshape(context, [5, -1])
+    for value, log_det in (
+        ('forward', 'forward_log_det_jacobian'),
+        ('inverse', 'inverse_log_det_jacobian'),
+    ):
+        actual = getattr(step, value)(x, context=context)
+        expected = getattr(same, value)(rows, context=row_contexts)
+        assert actual.shape == x.shape
+        np.testing.assert_allclose(actual, tf.reshape(expected, x.shape), rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(
+            getattr(step, log_det)(x, context=context),
+            getattr(same, log_det)(rows, context=row_contexts),
+            rtol=1e-11,
+            atol=1e-12,
+        )
+
+
+def test_event_rank_of_a_function_is_said():
+    def shift_by_the_rows_before(x):
+        return tf.stack([0.5 * tf.cumsum(tf.sin(x), axis=-2, exclusive=True), tf.zeros_like(x)], axis=-1)
+
+    step = InverseAutoregressiveFlow(shift_by_the_rows_before, transform='affine', event_ndims=2)
+    x = normal([5, 4, 3], tf.float32)
+    assert (step.forward_min_event_ndims, step.forward_log_det_jacobian(x).shape) == (2, [5])
+    np.testing.assert_allclose(step.inverse(tf.identity(step.forward(x))), x, atol=1e-5)
 
 
 def test_copy_with_another_argument():
@@ -112,13 +162,13 @@ def test_copy_with_another_argument():
 
 
 def test_equality_follows_network_context_and_transform():
-    net = network(context_size=2)
+    net = network(context_shape=2)
 
     def step(**kwargs):
         return InverseAutoregressiveFlow(**{'network': net, 'context': context2, **kwargs})
 
     assert step() == step() and hash(step()) == hash(step())
-    assert step() != step(network=network(context_size=2))
+    assert step() != step(network=network(context_shape=2))
     assert step() != step(transform='affine')
     assert step() != step(transform=transforms.Gated(1.0))
     assert step() != step(context=context2 + 1.0)
@@ -149,7 +199,7 @@ def test_name_stays_when_a_step_is_made_again_in_a_graph():
             x = tfb.Chain([step]).forward(x, step={'context': tf.ones([2])})
         return x
 
-    network_ = network(context_size=2)
+    network_ = network(context_shape=2)
     apply(x3)
     assert names == ['step', 'step']
 
@@ -161,18 +211,92 @@ def test_numpy_and_lists_take_the_networks_dtype():
     np.testing.assert_array_equal(step.forward([[1, 2, 3]]), expected)
 
 
-def test_unknown_shapes():
-    step = InverseAutoregressiveFlow(network(context_size=2))
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@pytest.mark.parametrize('event_shape', [[3], [1, 3], [3, 1]], ids=str)
+def test_unknown_shapes(event_shape, inverse):
+    step = InverseAutoregressiveFlow(network(event_shape, context_shape=2), inverse=inverse)
     signature = [tf.TensorSpec(None), tf.TensorSpec(None)]
+    x = tf.reshape(x3, [5, *event_shape])
 
     @tf.function(input_signature=signature)
     def both(x, context):
         return step.forward(x, context=context), step.inverse(x, context=context)
 
     for actual, expected in zip(
-        both(x3, context2), (step.forward(x3, context=context2), step.inverse(x3, context=context2)), strict=True
+        both(x, context2), (step.forward(x, context=context2), step.inverse(x, context=context2)), strict=True
     ):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+# Log-derivatives
+
+
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@pytest.mark.parametrize('transform', ['gated', 'affine'])
+@pytest.mark.parametrize('event_shape', [[3], [2, 3]], ids=str)
+def test_log_derivatives_are_those_of_each_entry(event_shape, transform, inverse):
+    """The diagonal of the Jacobian, and summed up the log-det."""
+    step = InverseAutoregressiveFlow(network(event_shape, dtype=tf.float64), transform=transform, inverse=inverse)
+    x = normal([5, *event_shape])
+    for direction in ('forward', 'inverse'):
+        log_derivatives = getattr(step, f'{direction}_log_derivatives')(x)
+        assert log_derivatives.shape == x.shape
+        axes = list(range(1, x.shape.rank))
+        log_det = getattr(step, f'{direction}_log_det_jacobian')(tf.identity(x))
+        np.testing.assert_allclose(tf.reduce_sum(log_derivatives, axes), log_det, rtol=1e-11)
+        rows = tf.reshape(x, [5, -1])
+        flat = jacobian(lambda rows: tf.reshape(getattr(step, direction)(tf.reshape(rows, x.shape)), [5, -1]), rows)
+        slopes = np.diagonal(flat, axis1=1, axis2=2).reshape(x.shape)
+        np.testing.assert_allclose(log_derivatives, np.log(slopes), rtol=1e-9, atol=1e-11)
+
+
+def test_log_derivatives_take_no_evaluation_of_their_own():
+    net = Counted(network())
+    step = InverseAutoregressiveFlow(net)
+    y = step.forward(x3)
+    step.forward_log_derivatives(x3)
+    step.inverse_log_derivatives(y)
+    assert net.calls == 1
+    x = step.inverse(x3)
+    calls = net.calls
+    step.inverse_log_derivatives(x3)
+    step.forward_log_derivatives(x)
+    assert net.calls == calls
+
+
+def test_log_derivatives_follow_an_assignment_and_the_context():
+    net = network(context_shape=2)
+    step = InverseAutoregressiveFlow(net)
+    kept = step.forward(x3, context=context2)
+    before = step.forward_log_derivatives(x3, context=context2)
+    assert np.any(step.forward_log_derivatives(x3, context=context2 + 1.0) != before)
+    perturb(net)
+    after = step.forward_log_derivatives(x3, context=context2)
+    assert kept is not None and np.any(after != before)
+    np.testing.assert_array_equal(after, step.forward_log_derivatives(tf.identity(x3), context=context2))
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_log_derivatives_have_gradients(direction):
+    step = InverseAutoregressiveFlow(network(dtype=tf.float64))
+    x, weights = normal([5, 3]), normal([3], seed=1)
+
+    def gradients(log_det):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = log_det(tf.identity(x))
+        return tape.gradient(total, [x, *step.trainable_variables])
+
+    of_entries = getattr(step, f'{direction}_log_derivatives')
+    by_entry = [gradients(lambda x, i=i: weights[i] * tf.reduce_sum(of_entries(x)[:, i])) for i in range(3)]
+    at_once = gradients(lambda x: tf.reduce_sum(weights * of_entries(x)))
+    for each, actual in zip(zip(*by_entry, strict=True), at_once, strict=True):
+        np.testing.assert_allclose(actual, sum(each), rtol=1e-9, atol=1e-12)
+    log_det = getattr(step, f'{direction}_log_det_jacobian')
+    of_log_det = gradients(lambda x: tf.reduce_sum(log_det(x)))
+    of_sum = gradients(lambda x: tf.reduce_sum(of_entries(x)))
+    for actual, expected in zip(of_sum, of_log_det, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 # TFP's networks
@@ -225,6 +349,97 @@ def test_variables_of_a_tfp_network_are_visible_and_get_gradients():
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
 
 
+# A network of one's own
+
+
+class Rows(tf.Module):
+    """Shifts each row of an image by what comes before it; a `Network`, with an inverse of its own on demand."""
+
+    event_shape, context_shape, params, dtype = tf.TensorShape([4, 3]), tf.TensorShape([2]), 2, tf.float64
+
+    def __init__(self):
+        super().__init__()
+        self.weight = tf.Variable(0.3, dtype=tf.float64)
+        self.calls = 0
+
+    def __call__(self, x, context=None):
+        self.calls += 1
+        before = tf.cumsum(tf.sin(x), axis=-2, exclusive=True)
+        return tf.stack([self.weight * before + context[..., :1, tf.newaxis], tf.cos(before)], axis=-1)
+
+
+class RowsWithInverse(Rows):
+    """Row by row, in four passes."""
+
+    def inverse(self, transform, y, context):
+        x = y
+        for _ in range(4):
+            x, log_derivatives = transform.inverse(y, self(x, context))
+        return x, log_derivatives
+
+
+@pytest.mark.parametrize('kind', [Rows, RowsWithInverse])
+def test_network_of_ones_own(kind):
+    net, context = kind(), normal([5, 2], seed=2)
+    step = InverseAutoregressiveFlow(net, context=context, transform='affine')
+    x = normal([7, 5, 4, 3], seed=1)
+    y, log_det = step.forward(x), step.forward_log_det_jacobian(x)
+    assert (step.dtype, step.forward_min_event_ndims, log_det.shape) == (tf.float64, 2, [7, 5])
+    assert step.experimental_batch_shape() == [5]
+    np.testing.assert_allclose(step.inverse(tf.identity(y)), x, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(step.inverse_log_det_jacobian(tf.identity(y)), -log_det, rtol=1e-9)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(step.inverse(tf.identity(y)))
+    assert tape.gradient(total, net.weight) != 0
+    with raises(ValueError, 'x:', '(5, 3, 4)', '[..., 4, 3]'):
+        step.forward(tf.zeros([5, 3, 4], tf.float64))
+    with raises(ValueError, 'context', '(5, 3)', '[..., 2]'):
+        step.forward(x, context=tf.zeros([5, 3], tf.float64))
+
+
+def test_inverse_of_ones_own_is_used_unless_the_fixed_point_is_asked_for():
+    net, context, x = RowsWithInverse(), normal([5, 2], seed=2), normal([5, 4, 3], seed=1)
+    step = InverseAutoregressiveFlow(net, context=context, transform='affine')
+    y = tf.identity(step.forward(x))
+    net.calls = 0
+    step.inverse(y)
+    assert net.calls == 4
+    iterated = InverseAutoregressiveFlow(net, context=context, transform='affine', inverse='fixed_point')
+    net.calls = 0
+    np.testing.assert_allclose(iterated.inverse(tf.identity(y)), x, rtol=1e-9, atol=1e-9)
+    assert net.calls > 4
+
+
+@pytest.mark.parametrize('shape', [[], [5], [5, 1], [5, 8, 2]], ids=str)
+@pytest.mark.parametrize('dtype', [tf.float32, tf.int32], ids=lambda dtype: dtype.name)
+def test_function_with_a_context_of_any_shape_and_dtype(shape, dtype):
+    """Such as the numbers of classes, or images."""
+    context = tf.cast(3 * normal(shape), dtype)
+
+    def function(x, context):
+        mean = tf.cast(context, tf.float32)
+        mean = tf.reduce_mean(mean, axis=list(range(1, len(shape)))) if shape else mean
+        shift = 0.1 * tf.cumsum(x, axis=-1, exclusive=True) + mean[..., tf.newaxis]
+        return tf.stack([shift, tf.zeros_like(x)], axis=-1)
+
+    step = InverseAutoregressiveFlow(function, transform='affine')
+    y = step.forward(x3, context=context)
+    np.testing.assert_allclose(step.inverse(tf.identity(y), context=context), x3, atol=1e-5)
+
+
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@pytest.mark.parametrize('kind', ['masked', 'function'])
+def test_nan_in_a_context_spares_the_other_rows(kind, inverse):
+    net = network(context_shape=2)
+    step = InverseAutoregressiveFlow(net if kind == 'masked' else (lambda *inputs: net(*inputs)), inverse=inverse)
+    context = np.array(context2)
+    clean = step.inverse(x3, context=tf.constant(context))
+    context[1, 0] = np.nan
+    value = step.inverse(tf.identity(x3), context=tf.constant(context)).numpy()
+    assert np.all(np.isnan(value[1]))
+    np.testing.assert_allclose(np.delete(value, 1, axis=0), np.delete(clean, 1, axis=0), rtol=1e-5, atol=1e-6)
+
+
 # One evaluation of the network
 
 
@@ -263,7 +478,7 @@ def test_log_det_after_inverse_takes_no_further_evaluation():
 
 
 def test_another_context_is_another_evaluation():
-    net = Counted(network(context_size=2))
+    net = Counted(network(context_shape=2))
     step = InverseAutoregressiveFlow(net)
     first = step.forward(x3, context=context2)
     second = step.forward(x3, context=context2 + 1.0)
@@ -296,7 +511,7 @@ def test_value_at_the_same_tensor_follows_an_assignment(direction):
 def test_context_gets_a_gradient_through_a_frozen_network(direction, frozen):
     """Which is known from outside of the tape, and of whose sources the tape sees the context alone."""
     context = tf.identity(context2)
-    net = network(context_size=2, variable_factory=lambda name, value: tf.Variable(value, name=name, trainable=False))
+    net = network(context_shape=2, variable_factory=lambda name, value: tf.Variable(value, name=name, trainable=False))
     step = InverseAutoregressiveFlow(net if frozen == 'network' else (lambda *inputs: net(*inputs)), context=context)
     known = getattr(step, direction)(x3)
     with tf.GradientTape() as tape:
@@ -309,8 +524,8 @@ def test_context_gets_a_gradient_through_a_frozen_network(direction, frozen):
 @pytest.mark.parametrize('keep', [np.array, lambda context: np.array(context).tolist()], ids=['array', 'list'])
 def test_context_of_no_tensor_is_kept_as_one(keep):
     given = keep(context2)
-    step = InverseAutoregressiveFlow(network(context_size=2), context=given)
-    same = InverseAutoregressiveFlow(network(context_size=2), context=context2)
+    step = InverseAutoregressiveFlow(network(context_shape=2), context=given)
+    same = InverseAutoregressiveFlow(network(context_shape=2), context=context2)
     given[0] = given[1]
     np.testing.assert_array_equal(step.forward(x3), same.forward(x3))
     q = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 3), step)
@@ -373,18 +588,18 @@ def test_transform_of_ones_own_with_one_parameter():
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_context_of_another_batch(direction):
-    step = InverseAutoregressiveFlow(network(context_size=2))
+    step = InverseAutoregressiveFlow(network(context_shape=2))
     with raises(ValueError, 'context', '(4,)', 'x' if direction == 'forward' else 'y', '(5,)', 'one context for each'):
         getattr(step, direction)(x3, context=tf.zeros([4, 2]))
 
 
 def test_context_that_does_not_fit_is_refused_where_it_is_given():
     with raises(ValueError, 'context', '(5, 3)', '[..., 2]'):
-        InverseAutoregressiveFlow(network(context_size=2), context=x3)
-    with raises(ValueError, 'context', 'pass context_size'):
+        InverseAutoregressiveFlow(network(context_shape=2), context=x3)
+    with raises(ValueError, 'context', 'pass context_shape'):
         InverseAutoregressiveFlow(network(), context=context2)
     with raises(TypeError, 'context', 'float64', 'expected float32', 'Cast'):
-        InverseAutoregressiveFlow(network(context_size=2), context=tf.cast(context2, tf.float64))
+        InverseAutoregressiveFlow(network(context_shape=2), context=tf.cast(context2, tf.float64))
 
 
 def test_no_name():
@@ -403,13 +618,27 @@ def test_unknown_transform():
 
 
 def test_unknown_method_of_the_inverse():
-    with raises(ValueError, 'inverse', "'newton'", "'auto'", "'blockwise'", "'fixed_point'"):
+    with raises(ValueError, 'inverse', "'newton'", "'auto'", "'fixed_point'"):
         InverseAutoregressiveFlow(network(), inverse='newton')
 
 
-def test_blocks_need_a_network_with_sorted_degrees():
-    with raises(ValueError, 'inverse', "'blockwise'", "'fixed_point'", 'MaskedAutoregressiveNetwork'):
-        InverseAutoregressiveFlow(lambda x: tf.stack([x, x], axis=-1), inverse='blockwise')
+def test_blocks_are_no_method_of_their_own():
+    """They are what 'auto' means for a network that has layers."""
+    with raises(ValueError, 'inverse', "'blockwise'", "'auto'", "'fixed_point'", 'block by block'):
+        InverseAutoregressiveFlow(network(), inverse='blockwise')
+
+
+@pytest.mark.parametrize('event_ndims', [0, 2])
+def test_event_rank_that_the_network_does_not_have(event_ndims):
+    net = network()
+    with raises(ValueError, 'event_ndims', str(event_ndims), 'expected 1', repr(net), 'Leave it out'):
+        InverseAutoregressiveFlow(net, event_ndims=event_ndims)
+
+
+@pytest.mark.parametrize(('event_ndims', 'error'), [(-1, ValueError), (1.5, TypeError)])
+def test_event_rank_that_is_none(event_ndims, error):
+    with raises(error, 'event_ndims', str(event_ndims), 'at least 0'):
+        InverseAutoregressiveFlow(lambda x: tf.stack([x, x], axis=-1), event_ndims=event_ndims)
 
 
 @pytest.mark.parametrize('params', [1, 3])
@@ -432,6 +661,14 @@ def test_function_that_returns_another_number_of_parameters(shape, direction):
         getattr(step, direction)(x3)
 
 
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+@pytest.mark.parametrize('shape', [(5, 4, 3), (5, 3, 4, 2), (5, 1, 3, 2), (3, 2), ()], ids=str)
+def test_function_that_returns_parameters_for_another_event(shape, direction):
+    step = InverseAutoregressiveFlow(lambda x: tf.zeros(shape), transform='affine', event_ndims=2)
+    with raises(ValueError, 'network', str(shape), 'expected [..., 4, 3, 2]'):
+        getattr(step, direction)(tf.zeros([5, 4, 3]))
+
+
 @pytest.mark.parametrize('shape', [(3, 2), (1, 3, 2), (4, 5, 3, 2)], ids=str)
 def test_parameters_for_other_leading_shapes_broadcast(shape):
     step = InverseAutoregressiveFlow(lambda x: tf.ones(shape), transform='affine')
@@ -442,14 +679,14 @@ def test_parameters_for_other_leading_shapes_broadcast(shape):
 
 
 def test_context_given_twice():
-    step = InverseAutoregressiveFlow(network(context_size=2))
+    step = InverseAutoregressiveFlow(network(context_shape=2))
     with raises(ValueError, 'context', 'twice', 'conditional_input', 'one of them'):
         step.forward(x3, context=context2, conditional_input=context2)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_missing_context(direction):
-    step = InverseAutoregressiveFlow(network(context_size=2), name='mine')
+    step = InverseAutoregressiveFlow(network(context_shape=2), name='mine')
     nested = 'bijector_kwargs={"mine": {"context": ...}}'
     with raises(ValueError, 'context', 'None', '[..., 2]', "'mine'", 'Pass context=', 'mine={"context": ...}', nested):
         getattr(step, direction)(x3)
@@ -457,25 +694,27 @@ def test_missing_context(direction):
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_unexpected_context(direction):
-    with raises(ValueError, 'context', 'pass context_size'):
+    with raises(ValueError, 'context', 'pass context_shape'):
         getattr(InverseAutoregressiveFlow(network()), direction)(x3, context=context2)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_context_of_another_size(direction):
     with raises(ValueError, 'context', '(5, 4)', '[..., 2]'):
-        getattr(InverseAutoregressiveFlow(network(context_size=2)), direction)(x3, context=tf.zeros([5, 4]))
+        getattr(InverseAutoregressiveFlow(network(context_shape=2)), direction)(x3, context=tf.zeros([5, 4]))
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_event_of_another_size(direction):
     with raises(ValueError, '(5, 4)', '[..., 3]'):
         getattr(InverseAutoregressiveFlow(network()), direction)(tf.zeros([5, 4]))
+    with raises(ValueError, f'{"x" if direction == "forward" else "y"}:', '(5, 3, 2)', '[..., 2, 3]'):
+        getattr(InverseAutoregressiveFlow(network([2, 3])), direction)(tf.zeros([5, 3, 2]))
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_context_of_another_dtype(direction):
-    step, context = InverseAutoregressiveFlow(network(context_size=2)), tf.cast(context2, tf.float64)
+    step, context = InverseAutoregressiveFlow(network(context_shape=2)), tf.cast(context2, tf.float64)
     with raises(TypeError, 'context', 'float64', 'expected float32', 'Cast'):
         getattr(step, direction)(x3, context=context)
 
@@ -546,7 +785,7 @@ def test_training_unrolled_in_one_function_has_gradients():
 
 def test_a_context_that_is_a_variable_may_change():
     context = tf.Variable(context2)
-    step = InverseAutoregressiveFlow(network(context_size=2), context=context)
+    step = InverseAutoregressiveFlow(network(context_shape=2), context=context)
     before = step.forward(x3)
     context.assign(5 * context2)
     after = step.forward(x3)

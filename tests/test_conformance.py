@@ -61,7 +61,7 @@ def _network(name, **kwargs):
     def make(dtype):
         return tfp_iaf.MaskedAutoregressiveNetwork(3, (8, 8), seed=0, dtype=dtype, **kwargs)
 
-    sizes = (3, kwargs['context_size']) if 'context_size' in kwargs else (3,)
+    sizes = (3, kwargs['context_shape']) if 'context_shape' in kwargs else (3,)
     return Module(
         name,
         make,
@@ -107,7 +107,7 @@ def _evaluated(q, noise):
 
 def _posterior(name, transform, num_flows=1):
     def make(dtype):
-        return tfp_iaf.IAFPosterior(3, num_flows, (8,), context_size=2, transform=transform, seed=0, dtype=dtype)
+        return tfp_iaf.IAFPosterior(3, num_flows, (8,), context_shape=2, transform=transform, seed=0, dtype=dtype)
 
     def distribution(posterior, loc, scale_diag, context):
         return posterior(loc, tf.math.softplus(scale_diag), context)
@@ -146,7 +146,7 @@ POSTERIORS = (
     _posterior('posterior_scalar_bijector', transforms.ScalarBijector(sinh_arcsinh, params=3)),
 )
 DISTRIBUTIONS = (*POSTERIORS, _surrogate('surrogate'))
-_OTHERS = (_network('network'), _network('network_context', context_size=2, order='random'), *DISTRIBUTIONS)
+_OTHERS = (_network('network'), _network('network_context', context_shape=2, order='random'), *DISTRIBUTIONS)
 MODULES = (*(_flow(flow) for flow in FLOWS.values()), *_OTHERS)
 
 

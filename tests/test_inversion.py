@@ -1,10 +1,10 @@
-"""Solving y = f(x): exact in at most D sweeps for whatever is autoregressive, NaN for what is not."""
+"""Solving y = f(x): exact in at most D iterations for whatever is autoregressive, NaN for what is not."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.flows import Counted, each_dtype, jacobian, normal, perturb, raises
+from tests.flows import Counted, each_dtype, jacobian, masked_kernels, normal, perturb, raises
 from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
 
 
@@ -25,7 +25,7 @@ def assert_inverts(step, x, **tolerance):
 
 @each_dtype
 def test_needs_no_contraction(dtype):
-    """Every sweep makes one more entry exact, while the entries after it are still far away."""
+    """Every iteration makes one more entry exact, while the entries after it are still far away."""
     step = affine_step(lambda before: 1.5 * before)
     assert_inverts(step, normal([10, 12], dtype), rtol=0, atol=1e-4 if dtype == tf.float32 else 1e-12)
 
@@ -43,7 +43,7 @@ def test_transients_that_explode_do_no_harm():
 def test_transients_that_overflow_do_no_harm():
     step = affine_step(lambda before: tf.exp(200.0 * before) + 5.0)
     x = -tf.ones([1, 8], tf.float64)
-    assert np.any(np.isinf(step.forward(step.forward(x)))), 'the first sweep, which starts from y, must overflow'
+    assert np.any(np.isinf(step.forward(step.forward(x)))), 'the first iteration, which starts from y, must overflow'
     assert_inverts(step, x, rtol=1e-12)
 
 
@@ -65,7 +65,7 @@ def test_ends_early_where_the_step_contracts():
 
 
 def test_number_of_passes_does_not_grow_in_a_graph():
-    """One for the sweeps, however many they are, and one for the check, the log-det and the gradient."""
+    """One for the iterations, however many they are, and one for the check, the log-det and the gradient."""
     step = affine_step(lambda before: 0.01 * tf.sin(before))
 
     @tf.function
@@ -139,14 +139,14 @@ def test_derivative_in_forward_mode_is_refused(make):
         accumulator.jvp(x)
 
 
-@pytest.mark.parametrize('inverse', ['blockwise', 'fixed_point'])
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
 def test_entries_of_very_different_size(inverse):
     """A small entry is as exact beside a large one as alone, and the same whatever else is in the batch."""
     scales = tf.constant([1e5, 1.0, 1e-4, 1.0, 1e2, 1.0])
     network = MaskedAutoregressiveNetwork(6, (24, 24), seed=0)
     perturb(network, 0.3)
-    kernel = network.kernels[0]
-    kernel.assign(kernel / scales[:, tf.newaxis])  # standardised inputs, as sorted as the entries are
+    (kernel, _), *_ = masked_kernels(network)
+    kernel.assign(kernel / scales)  # standardised inputs, as sorted as the entries are
     step = InverseAutoregressiveFlow(network, transform='affine', inverse=inverse)
     x = scales * normal([30, 6], tf.float32)
     y = step.forward(x)
@@ -156,6 +156,55 @@ def test_entries_of_very_different_size(inverse):
     for rows in (y, y[:1]):
         inverted = step.inverse(tf.identity(rows))
         np.testing.assert_allclose(inverted / scales, exact[: len(rows)] / scales, rtol=1e-5, atol=1e-5)
+
+
+def _second_derivatives(function, row):
+    """Of the sum of what a function makes of a row, by the row, twice."""
+    with tf.GradientTape() as outer:
+        outer.watch(row)
+        with tf.GradientTape() as inner:
+            inner.watch(row)
+            total = tf.reduce_sum(tf.sin(function(tf.identity(row))))
+        first = inner.gradient(total, row)
+    return outer.gradient(first, row)
+
+
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
+def test_second_derivative_in_a_vectorized_map(make, in_function):
+    """There the inverse is unrolled, since custom gradients get lost; what is differentiated is the solution."""
+    step, y = make(), normal([4, 3])
+
+    def unrolled(y):
+        x = y
+        for _ in range(3):
+            x, _ = step.transform.inverse(y, step.network(x))
+        return x
+
+    def second():
+        return tf.vectorized_map(lambda row: _second_derivatives(step.inverse, row), y)
+
+    actual = (tf.function(second, autograph=False) if in_function else second)()
+    np.testing.assert_allclose(actual, _second_derivatives(unrolled, y), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
+def test_function_traced_before_a_vectorized_map_has_no_wrong_gradient_there(make):
+    """Its gradient by a tape inside is right; one outside would go through a graph that has lost its own gradient."""
+    step, y = make(), normal([4, 3])
+    traced = tf.function(step.inverse, autograph=False)
+    traced(y[0])
+
+    def gradient(function, row):
+        with tf.GradientTape() as tape:
+            tape.watch(row)
+            total = tf.reduce_sum(tf.sin(function(row)))
+        return tape.gradient(total, row)
+
+    inside = tf.vectorized_map(lambda row: gradient(traced, row), y)
+    np.testing.assert_allclose(inside, gradient(step.inverse, tf.identity(y)), rtol=1e-10)
+    with raises(LookupError, 'inverse', 'tf.vectorized_map', 'call the function that it wraps'):
+        gradient(lambda y: tf.vectorized_map(traced, y), y)
 
 
 def test_second_derivative_of_the_forward_direction():
@@ -173,7 +222,57 @@ def _masked_step():
     return InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64))
 
 
-# Its first entry depends on the last one, so that sweeps go round in circles.
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@pytest.mark.parametrize('event_shape', [[4], [2, 2]], ids=str)
+@pytest.mark.parametrize('bad', ['nan', 'inf', 'minus_inf', 'out_of_range', 'context'])
+def test_lost_events_leave_the_gradients_of_others_alone(bad, event_shape, inverse):
+    """Where a mask keeps them out of the loss: a row that is NaN must not be one in the gradient of a sum."""
+    net = MaskedAutoregressiveNetwork(event_shape, (9,), context_shape=2, seed=0, dtype=tf.float64)
+    perturb(net)
+    step = InverseAutoregressiveFlow(net, transform='affine', inverse=inverse)
+    y, context = normal([5, *event_shape], seed=1).numpy(), normal([5, 2], seed=2).numpy()
+    if bad == 'context':
+        context[1, 0] = np.nan
+    else:
+        y[1].flat[-1] = {'nan': np.nan, 'inf': np.inf, 'minus_inf': -np.inf, 'out_of_range': 1e200}[bad]
+    good = tf.constant([True, False, True, True, True])
+
+    def value_and_gradients(y, context, good):
+        y, context = tf.constant(y), tf.constant(context)
+        with tf.GradientTape() as tape:
+            tape.watch([y, context])
+            x = tf.reshape(step.inverse(y, context=context), [len(y), 4])
+            totals = tf.reduce_sum(tf.sin(x), axis=-1) + step.inverse_log_det_jacobian(y, context=context)
+            loss = tf.reduce_sum(tf.where(good, totals, 0.0))
+        return x, *tape.gradient(loss, [y, context, *net.trainable_variables])
+
+    x, dy, dcontext, *gradients = value_and_gradients(y, context, good)
+    rest = [0, 2, 3, 4]
+    clean, clean_dy, clean_dcontext, *expected = value_and_gradients(y[rest], context[rest], tf.fill([4], True))
+    assert np.all(np.isnan(x[1]))
+    np.testing.assert_allclose(x.numpy()[rest], clean, rtol=1e-10)
+    np.testing.assert_allclose(dy.numpy()[rest], clean_dy, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(dcontext.numpy()[rest], clean_dcontext, rtol=1e-9, atol=1e-12)
+    for actual, other in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(actual, other, rtol=1e-9, atol=1e-12)
+
+
+@each_dtype
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+def test_range_of_the_points(inverse, dtype):
+    """Up to a power of the largest number, a network of some layers does not overflow; beyond, an event is NaN."""
+    net = MaskedAutoregressiveNetwork(4, (16, 16), activation='tanh', seed=0, dtype=dtype)
+    step = InverseAutoregressiveFlow(net, transform='affine', inverse=inverse)
+    limit = float(dtype.max) ** 0.4
+    y = tf.constant([[0.0, 0.5 * limit, 0.0, 0.0], [0.0, 2 * limit, 0.0, 0.0], [-0.5 * limit] * 4], dtype)
+    x, log_det = step.inverse(y), step.inverse_log_det_jacobian(y)
+    assert np.isnan(x).tolist() == [[False] * 4, [True] * 4, [False] * 4]
+    assert np.isnan(log_det).tolist() == [False, True, False]
+    image = step.forward(tf.identity(x)).numpy()
+    np.testing.assert_allclose(image[::2], y.numpy()[::2], rtol=1e-5, atol=1e-6 * limit)
+
+
+# Its first entry depends on the last one, so that iterations go round in circles.
 def _circular(x):
     return tf.stack([3.0 * tf.roll(x, 1, axis=-1), tf.zeros_like(x)], axis=-1)
 
@@ -247,7 +346,7 @@ def test_a_residual_that_a_shut_gate_hides_is_found():
     assert np.any(np.isnan(x)) and not np.any(wrong & ~np.isnan(x))
 
 
-@pytest.mark.parametrize('inverse', ['blockwise', 'fixed_point'])
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
 def test_gradient_of_a_very_large_objective(inverse):
     """Bounds on transients must not bound the solution."""
     net = MaskedAutoregressiveNetwork(2, (8,), seed=0)

@@ -1,14 +1,31 @@
-"""The KL term of the layer, in either Keras: its value, free bits, priors, and the warm-up of its weight."""
+"""The KL term of the layer, in either Keras: its value, free bits, and priors."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tests.flows import normal, raises, tfd
-from tests.keras_models import K2, K3, LATENT, Kit, data, each_kit, fit, flow_of, log_laplace, point, train
+from tests.flows import jacobian, normal, perturb, raises, tfd
+from tests.keras_models import K2, K3, LATENT, each_kit, fit, flow_of, log_laplace, point, train
 
 STANDARD_NORMAL = tfd.MultivariateNormalDiag(tf.zeros([LATENT]), tf.ones([LATENT]))
+
+
+def perturbed(flow, inputs, scale=0.3):
+    """A layer away from the identity."""
+    flow(inputs)
+    perturb(flow.posterior(*inputs).bijector, scale)
+    flow._kl_metric.reset_state()
+    return flow
+
+
+def with_control_variate(flow, inputs, z, log_q, prior=STANDARD_NORMAL):
+    """The KL of each row, from the sample and its density."""
+    q = flow.posterior(*inputs)
+    base = tfd.MultivariateNormalDiag(inputs[0], tf.exp(0.5 * inputs[1]))
+    z_0 = q.bijector.inverse(tf.identity(z))
+    log_det = base.log_prob(z_0) - log_q
+    return base.kl_divergence(prior) - log_det - prior.log_prob(z) + prior.log_prob(z_0)
 
 
 def kl_of(flow):
@@ -23,18 +40,104 @@ def kl_of(flow):
 
 @each_kit
 def test_loss_and_metric(kit):
-    flow = kit.layer(kl_loss_weight=0.25)
-    z, log_q = flow(point()[:3])
-    expected = tf.reduce_mean(log_q - STANDARD_NORMAL.log_prob(z))
-    np.testing.assert_allclose(sum(flow.losses), 0.25 * expected, rtol=1e-5)
-    np.testing.assert_allclose(kl_of(flow), expected, rtol=1e-5)
+    inputs = point()[:3]
+    flow = perturbed(kit.layer(kl_weight=0.25), inputs)
+    z, log_q = flow(inputs)
+    expected = np.mean(with_control_variate(flow, inputs, z, log_q))
+    assert abs(expected - np.mean(log_q - STANDARD_NORMAL.log_prob(z))) > 0.01
+    np.testing.assert_allclose(sum(flow.losses), 0.25 * expected, rtol=1e-4)
+    np.testing.assert_allclose(kl_of(flow), expected, rtol=1e-4)
+
+
+@each_kit
+def test_it_is_on_by_default(kit):
+    flow = kit.layer()
+    flow(point()[:3])
+    assert flow.kl_weight.numpy() == 1.0
+    np.testing.assert_allclose(sum(flow.losses), kl_of(flow), rtol=1e-6)
+
+
+@each_kit
+@pytest.mark.parametrize('transform', ['affine', 'spline'])
+def test_at_the_identity_it_is_exact(kit, transform):
+    """To the bit, but for the rounding of a spline."""
+    z_mean, z_log_var, *_ = point()
+    results = []
+    for num_flows in (0, 3):
+        flow = kit.layer(num_flows, transform=transform)
+        flow([z_mean, z_log_var])
+        for variable in flow.posterior(z_mean, z_log_var).variables:
+            variable.assign(tf.zeros_like(variable))
+        flow([z_mean, z_log_var])
+        results.append(sum(flow.losses))
+    np.testing.assert_allclose(*results, rtol=0 if transform == 'affine' else 1e-5)
+
+
+@each_kit
+def test_it_agrees_with_the_log_ratio_and_varies_less(kit):
+    rows = 20000
+    inputs = [tf.repeat(value[:1], rows, axis=0) for value in point()[:3]]
+    flow = kit.layer(seed=1)
+    flow(inputs)
+    z, log_q = flow(inputs)
+    log_ratio = (log_q - STANDARD_NORMAL.log_prob(z)).numpy()
+    by_row = with_control_variate(flow, inputs, z, log_q).numpy()
+    np.testing.assert_allclose(sum(flow.losses), np.mean(by_row), rtol=1e-4)
+    np.testing.assert_allclose(np.mean(by_row), np.mean(log_ratio), atol=4 * np.std(log_ratio) / np.sqrt(rows))
+    assert np.std(by_row) < 0.5 * np.std(log_ratio)
+
+
+@each_kit
+@pytest.mark.parametrize('compiled', [None, False, True], ids=['eager', 'graph', 'xla'])
+def test_one_evaluation_of_each_network_with_its_gradient(kit, compiled, network_calls):
+    flow = kit.layer(num_flows=3, free_bits=0.1, free_bits_axis=-1)
+    flow(point()[:3])
+
+    def step(*inputs):
+        with tf.GradientTape() as tape:
+            flow(inputs)
+            loss = sum(flow.losses)
+        return loss, tape.gradient(loss, flow.trainable_weights)
+
+    network_calls.clear()
+    loss, gradients = (step if compiled is None else tf.function(step, jit_compile=compiled))(*point()[:3])
+    assert len(network_calls) == len(set(network_calls)) == 3
+    assert np.isfinite(loss) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+@each_kit
+@pytest.mark.parametrize('axis', [None, -1])
+@pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
+def test_any_number_of_rows(kit, axis, jit_compile):
+    flow = kit.layer(free_bits=None if axis is None else 0.0, free_bits_axis=axis)
+    flow(point()[:3])
+
+    @tf.function(jit_compile=jit_compile, input_signature=[tf.TensorSpec([None, size]) for size in (LATENT, LATENT, 3)])
+    def losses(*inputs):
+        z, log_q = flow(inputs)
+        return z, log_q, sum(flow.losses)
+
+    for rows in (4, 1) if axis == -1 else (4, 1, 0):
+        z, log_q, loss = losses(*(value[:rows] for value in point()[:3]))
+        assert (z.shape, log_q.shape) == ((rows, LATENT), (rows,))
+        assert np.isfinite(loss) and (loss == 0) == (rows == 0)
+
+
+@each_kit
+def test_a_nan_stays_in_its_row(kit):
+    z_mean, z_log_var, context, _ = point()
+    flow = kit.layer(kl_weight=1.0)
+    flow([z_mean, z_log_var, context])
+    z, log_q = flow([tf.tensor_scatter_nd_update(z_mean, [[1, 0]], [np.nan]), z_log_var, context])
+    assert np.isnan(log_q).tolist() == [False, True, False, False]
+    assert np.isnan(z[1]).any() and np.isfinite(np.delete(z, 1, axis=0)).all()
 
 
 @each_kit
 def test_two_layers_report_a_kl_each(kit):
     inputs = kit.keras.Input([LATENT])
-    first, _ = kit.layer(kl_loss_weight=1.0, name='first')([inputs, inputs])
-    second, _ = kit.layer(kl_loss_weight=1.0, name='second')([first, 3.0 + first])
+    first, _ = kit.layer(kl_weight=1.0, name='first')([inputs, inputs])
+    second, _ = kit.layer(kl_weight=1.0, name='second')([first, 3.0 + first])
     model = kit.keras.Model(inputs, second)
     model.compile('sgd', loss=lambda _, z: 0.0 * z)
     x = normal([6, LATENT], tf.float32)
@@ -45,21 +148,21 @@ def test_two_layers_report_a_kl_each(kit):
 
 @each_kit
 def test_without_a_weight_the_loss_is_the_models_own(kit):
-    flow = kit.layer()
+    flow = kit.layer(kl_weight=None)
     flow(point()[:3])
-    assert flow.losses == [] and flow.metrics == [] and flow.kl_loss_weight is None
+    assert flow.losses == [] and flow.metrics == [] and flow.kl_weight is None
 
 
 @each_kit
 def test_weight_of_zero_reports_the_metric(kit):
-    flow = kit.layer(kl_loss_weight=0.0)
+    flow = kit.layer(kl_weight=0.0)
     flow(point()[:3])
     assert sum(flow.losses) == 0 and kl_of(flow) != 0
 
 
 @each_kit
 def test_without_flows_it_is_analytic(kit):
-    flow = kit.layer(num_flows=0, kl_loss_weight=1.0)
+    flow = kit.layer(num_flows=0, kl_weight=1.0)
     z_mean, z_log_var, *_ = point()
     flow([z_mean, z_log_var])
     q = tfd.MultivariateNormalDiag(z_mean, tf.exp(z_log_var / 2))
@@ -76,10 +179,10 @@ def test_without_flows_it_is_analytic(kit):
 def test_free_bits(kit, num_flows, above):
     parameters = point()[:3]
     parameters[0] += 2.0
-    flow = kit.layer(num_flows, kl_loss_weight=0.5, seed=1)
+    flow = kit.layer(num_flows, kl_weight=0.5, seed=1)
     flow(parameters)
     minimum = kl_of(flow) + (-0.1 if above else 0.1)
-    flow = kit.layer(num_flows, kl_loss_weight=0.5, free_bits=minimum, seed=1)
+    flow = kit.layer(num_flows, kl_weight=0.5, free_bits=minimum, seed=1)
     with tf.GradientTape() as tape:
         tape.watch(parameters)
         flow(parameters)
@@ -87,6 +190,76 @@ def test_free_bits(kit, num_flows, above):
     np.testing.assert_allclose(loss, 0.5 * (kl_of(flow) if above else minimum), rtol=1e-5)
     gradient = tape.gradient(loss, parameters[1])
     assert np.all(gradient != 0) if above else gradient is None or not np.any(gradient)
+
+
+def by_entry(flow, inputs, z):
+    """The summands of the KL by entry, each step's derivatives from automatic differentiation."""
+    q = flow.posterior(*inputs)
+    base, p = tfd.Normal(inputs[0], tf.exp(0.5 * inputs[1])), tfd.Normal(0.0, 1.0)
+    x = z_0 = q.bijector.inverse(tf.identity(z))
+    kl = base.kl_divergence(p) - p.log_prob(z) + p.log_prob(z_0)
+    size = z[0].shape.num_elements()
+    for step in reversed(q.bijector.bijectors):
+
+        def flat(rows, step=step):
+            return tf.reshape(step.forward(tf.reshape(rows, z.shape)), [-1, size])
+
+        derivatives = np.diagonal(jacobian(flat, tf.reshape(x, [-1, size])), axis1=1, axis2=2)
+        kl -= tf.reshape(np.log(derivatives), z.shape)
+        x = step.forward(x)
+    return kl.numpy()
+
+
+@each_kit
+@pytest.mark.parametrize('axis', [None, -1, 3, (1, 2), [1, -1], (1, 2, 3)], ids=str)
+def test_groups_of_free_bits(kit, axis):
+    inputs = [0.5 * normal([5, 2, 3, 2], tf.float32, seed) for seed in (1, 2)]
+    flow = perturbed(kit.layer(2, (14,), transform='affine', free_bits=0.7, free_bits_axis=axis), inputs, 0.1)
+    z, _ = flow(inputs)
+    kl = by_entry(flow, inputs, z)
+    np.testing.assert_allclose(kl_of(flow), np.mean(np.sum(kl, axis=(1, 2, 3))), rtol=1e-3)
+    kept = set() if axis is None else {a % 4 for a in np.atleast_1d(axis)}
+    groups = np.mean(np.sum(kl, axis=tuple(a for a in (1, 2, 3) if a not in kept), keepdims=True), axis=0)
+    assert groups.size < 4 or (np.any(groups < 0.7) and np.any(groups > 0.7))
+    np.testing.assert_allclose(sum(flow.losses), np.sum(np.maximum(groups, 0.7)), rtol=1e-3)
+
+
+@each_kit
+def test_a_group_below_the_minimum_gets_no_gradient(kit):
+    z_mean = tf.constant([[0.1, 3.0], [-0.1, 2.0]])
+    flow = kit.layer(0, free_bits=0.5, free_bits_axis=-1)
+    with tf.GradientTape() as tape:
+        tape.watch(z_mean)
+        flow([z_mean, tf.zeros([2, 2])])
+        loss = sum(flow.losses)
+    np.testing.assert_allclose(tape.gradient(loss, z_mean), [[0.0, 1.5], [0.0, 1.0]], rtol=1e-6)
+
+
+@each_kit
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'parts'),
+    [
+        ({'free_bits_axis': -1}, ValueError, ['free_bits_axis', '-1', 'without free_bits']),
+        ({'free_bits': 0.1, 'free_bits_axis': 0}, ValueError, ['free_bits_axis', '0', 'batch', '-1']),
+        ({'free_bits': 0.1, 'free_bits_axis': 'channel'}, TypeError, ['free_bits_axis', "'channel'", 'int']),
+        ({'free_bits': 0.1, 'free_bits_axis': [1.5]}, TypeError, ['free_bits_axis', '1.5', 'int']),
+        ({'free_bits': 0.1, 'free_bits_axis': 2}, ValueError, ['free_bits_axis', '2', '-1', '1 to 1']),
+        (
+            {'free_bits': 0.1, 'free_bits_axis': -1, 'prior': log_laplace},
+            ValueError,
+            ['free_bits_axis', 'log_laplace', 'not a sum over the entries', 'Leave it out'],
+        ),
+        (
+            {'free_bits': 0.1, 'free_bits_axis': -1, 'prior': tfd.MultivariateNormalTriL(tf.zeros([2]), tf.eye(2))},
+            ValueError,
+            ['free_bits_axis', 'MultivariateNormalTriL', 'not a sum over the entries'],
+        ),
+    ],
+    ids=['alone', 'batch', 'name', 'fraction', 'outside', 'function', 'correlated'],
+)
+def test_bad_groups_of_free_bits(kit, arguments, error, parts):
+    with raises(error, *parts):
+        kit.layer(**arguments)(point()[:3])
 
 
 # Priors
@@ -110,24 +283,75 @@ def _learned_prior(kit):
 LEARNED = {kit: _learned_prior(kit) for kit in (K2, K3)}
 
 
+COVARIANCE = tf.constant([[1.5, 0.0], [-0.7, 0.8]])
+
+
+@each_kit
+@pytest.mark.parametrize('num_flows', [0, 2])
+@pytest.mark.parametrize(
+    ('prior', 'as_event'),
+    [
+        (tfd.MultivariateNormalDiag([1.0, 2.0], [0.5, 3.0]), None),
+        (tfd.Normal(0.5, 2.0), tfd.MultivariateNormalDiag([0.5, 0.5], [2.0, 2.0])),
+        (tfd.Normal([1.0, 2.0], [3.0]), tfd.MultivariateNormalDiag([1.0, 2.0], [3.0, 3.0])),
+        (tfd.Independent(tfd.Normal([1.0, 2.0], [3.0, 1.0]), 1), tfd.MultivariateNormalDiag([1.0, 2.0], [3.0, 1.0])),
+        (tfd.MultivariateNormalTriL([1.0, 2.0], COVARIANCE), None),
+    ],
+    ids=['event', 'scalar', 'entries', 'independent', 'correlated'],
+)
+def test_prior_whose_kl_tfp_knows(kit, num_flows, prior, as_event):
+    inputs = point()[: 3 if num_flows else 2]
+    flow = perturbed(kit.layer(num_flows, kl_weight=2.0, prior=prior), inputs)
+    z, log_q = flow(inputs)
+    expected = np.mean(with_control_variate(flow, inputs, z, log_q, as_event or prior))
+    np.testing.assert_allclose(kl_of(flow), expected, rtol=1e-4)
+    np.testing.assert_allclose(sum(flow.losses), 2 * expected, rtol=1e-4)
+    if not num_flows:
+        base = tfd.MultivariateNormalDiag(inputs[0], tf.exp(0.5 * inputs[1]))
+        np.testing.assert_allclose(kl_of(flow), np.mean(base.kl_divergence(as_event or prior)), rtol=1e-5)
+
+
 @each_kit
 @pytest.mark.parametrize('num_flows', [0, 2])
 @pytest.mark.parametrize(
     ('prior', 'log_prob'),
     [
-        (tfd.MultivariateNormalDiag([1.0, 2.0], [0.5, 3.0]), None),
         (tfd.Laplace(0.5, 2.0), lambda z: tf.reduce_sum(tfd.Laplace(0.5, 2.0).log_prob(z), axis=-1)),
-        (tfd.Normal([1.0, 2.0], [3.0]), lambda z: tf.reduce_sum(tfd.Normal([1.0, 2.0], [3.0]).log_prob(z), axis=-1)),
         (log_laplace, log_laplace),
+        (
+            tfd.MixtureSameFamily(
+                tfd.Categorical([0.0, 1.0]),
+                tfd.MultivariateNormalDiag([[1.0, 2.0], [-1.0, 0.0]], [[0.5, 3.0], [1.0, 1.0]]),
+            ),
+            None,
+        ),
     ],
-    ids=['event', 'scalar', 'entries', 'function'],
+    ids=['scalar', 'function', 'mixture'],
 )
-def test_prior(kit, num_flows, prior, log_prob):
-    flow = kit.layer(num_flows, kl_loss_weight=2.0, prior=prior)
-    z, log_q = flow(point()[:3])
+def test_any_other_prior(kit, num_flows, prior, log_prob):
+    inputs = point()[:3]
+    flow = perturbed(kit.layer(num_flows, kl_weight=2.0, prior=prior), inputs)
+    z, log_q = flow(inputs)
     expected = tf.reduce_mean(log_q - (log_prob or prior.log_prob)(tf.identity(z)))
     np.testing.assert_allclose(kl_of(flow), expected, rtol=1e-4)
     np.testing.assert_allclose(sum(flow.losses), 2 * expected, rtol=1e-4)
+
+
+@each_kit
+def test_correlated_prior_of_a_posterior_that_shares_a_scale(kit):
+    """One row of scales for all rows of means."""
+    flow = kit.layer(0, prior=tfd.MultivariateNormalTriL([1.0, 2.0], COVARIANCE))
+    z_mean, z_log_var = point()[0], point()[1][:1]
+    flow([z_mean, z_log_var])
+    base = tfd.MultivariateNormalDiag(z_mean, tf.exp(0.5 * z_log_var))
+    np.testing.assert_allclose(kl_of(flow), np.mean(base.kl_divergence(flow.prior)), rtol=1e-5)
+
+
+@each_kit
+def test_every_row_has_its_noise_where_the_context_alone_has_rows(kit):
+    flow = kit.layer()
+    z, _ = flow([tf.zeros([1, 2]), tf.zeros([1, 2]), tf.zeros([6, 3])])
+    assert z.shape == (6, 2) and len(np.unique(z[:, 0])) == 6
 
 
 @each_kit
@@ -171,166 +395,16 @@ def test_function_as_the_prior_comes_back_from_a_file(kit, tmp_path):
 )
 def test_prior_that_does_not_fit(kit, prior, error, parts):
     with raises(error, 'prior', *parts):
-        kit.layer(kl_loss_weight=1.0, prior=prior)(point()[:3])
+        kit.layer(kl_weight=1.0, prior=prior)(point()[:3])
 
 
 @pytest.mark.parametrize(('kit', 'other'), [(K3, K2), (K2, K3)], ids=['keras', 'tf_keras'])
 def test_layer_of_the_other_keras_as_the_prior(kit, other):
     with raises(TypeError, 'prior', 'LearnedPrior', 'does not track'):
-        kit.layer(kl_loss_weight=1.0, prior=LEARNED[other]())
+        kit.layer(kl_weight=1.0, prior=LEARNED[other]())
 
 
 @pytest.mark.parametrize(('argument', 'value'), [('free_bits', 0.5), ('prior', log_laplace)])
 def test_without_a_term_to_use_it_in(argument, value):
-    with raises(ValueError, argument, 'without a KL term', 'kl_loss_weight'):
-        K3.layer(**{argument: value})
-
-
-# The warm-up
-
-
-def recorder(kit: Kit, model):
-    """A callback that keeps the weight of each execution."""
-
-    class Recorder(kit.keras.callbacks.Callback):
-        def __init__(self):
-            super().__init__()
-            self.weights = []
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.weights.append(flow_of(model).kl_loss_weight.numpy())
-
-    return Recorder()
-
-
-@each_kit
-def test_warmup_is_linear_in_the_step(kit):
-    model = kit.functional_model()
-    record = recorder(kit, model)
-    train(model, epochs=2, kit=kit, callbacks=[kit.KLWarmup(4, start=0.1), record])
-    np.testing.assert_allclose(record.weights, [0.1, 0.2, 0.3, 0.4, 0.5, 0.5], rtol=1e-6)
-    assert flow_of(model).get_config()['kl_loss_weight'] == 0.5
-
-
-@each_kit
-def test_warmup_goes_on_in_a_resumed_training(kit, tmp_path):
-    model = kit.functional_model()
-    train(model, epochs=1, kit=kit, callbacks=[kit.KLWarmup(4)])
-    model.save(tmp_path / 'model.keras')
-    loaded = kit.keras.models.load_model(tmp_path / 'model.keras')
-    assert flow_of(loaded).kl_loss_weight.numpy() == 0.25
-    record = recorder(kit, loaded)
-    fit(loaded, epochs=1, callbacks=[kit.KLWarmup(4), record])
-    np.testing.assert_allclose(record.weights, [0.375, 0.5, 0.5], rtol=1e-6)
-
-
-@each_kit
-def test_weight_changes_the_loss_but_not_the_graph(kit):
-    traces, traced = [], []
-
-    def prior(z):
-        traces.append(z)
-        return log_laplace(z)
-
-    model = kit.functional_model(prior=prior)
-    model = kit.keras.Model(model.inputs, model.output['x'])
-    model.compile(loss='mse', metrics=['mse'])
-    for weight in (0.5, 0.0, 2.0):
-        flow_of(model).kl_loss_weight.assign(weight)
-        history = model.fit(data(), data(), verbose=0).history
-        np.testing.assert_allclose(
-            history['loss'], np.add(history['mse'], weight * np.array(history['flow_kl'])), rtol=1e-5
-        )
-        traced.append(len(traces))
-    assert len(set(traced)) == 1
-
-
-@each_kit
-def test_warmup_under_xla_and_half_precision(kit):
-    model = kit.functional_model(dtype='mixed_float16')
-    record = recorder(kit, model)
-    optimizer = kit.keras.mixed_precision.LossScaleOptimizer(kit.keras.optimizers.SGD(0.01))
-    model.compile(optimizer, loss={'x': 'mse'}, jit_compile=True)
-    fit(model, epochs=1, rows=10, callbacks=[kit.KLWarmup(4), record])
-    np.testing.assert_allclose(record.weights, [0.0, 0.125], rtol=1e-6)
-
-
-@each_kit
-def test_executions_of_several_steps_share_a_weight(kit):
-    model = kit.functional_model()
-    record = recorder(kit, model)
-    train(model, epochs=2, kit=kit, rows=10, callbacks=[kit.KLWarmup(4), record], steps_per_execution=2)
-    np.testing.assert_allclose(record.weights, [0.0, 0.25], rtol=1e-6)
-
-
-def warmed(model, kit):
-    """The model, with the callback at the first step."""
-    model.compile('sgd')
-    callback = kit.KLWarmup(2, start=0.125)
-    callback.set_model(model)
-    callback.on_train_begin()
-    callback.on_train_batch_begin(0)
-    return model
-
-
-@each_kit
-def test_warmup_finds_nested_layers(kit):
-    class Outer(kit.keras.layers.Layer):
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.parts = {'flow': kit.layer(kl_loss_weight=0.25)}
-
-    nested = [kit.layer(kl_loss_weight=2.0), Outer(), kit.layer()]
-    warmed(kit.keras.Sequential([kit.keras.Sequential(nested)]), kit)
-    assert nested[0].kl_loss_weight.numpy() == 0.125 == nested[1].parts['flow'].kl_loss_weight.numpy()
-    assert nested[2].kl_loss_weight is None
-
-
-@each_kit
-def test_warmup_of_a_model_without_the_layer(kit):
-    with raises(ValueError, 'KLWarmup', "'plain'", 'kl_loss_weight'):
-        warmed(kit.keras.Sequential([kit.keras.layers.Dense(2), kit.layer()], name='plain'), kit)
-
-
-@each_kit
-@pytest.mark.parametrize(
-    ('arguments', 'error', 'parts'),
-    [
-        ({'steps': 0}, ValueError, ['steps', '0', 'at least 1']),
-        ({'steps': 2.5}, TypeError, ['steps', '2.5', 'int']),
-        ({'steps': 3, 'start': 'low'}, TypeError, ['start', "'low'", 'number']),
-    ],
-    ids=['zero', 'fraction', 'start'],
-)
-def test_bad_arguments_of_the_warmup(kit, arguments, error, parts):
-    with raises(error, *parts):
-        kit.KLWarmup(**arguments)
-
-
-def test_warmup_without_an_optimizer():
-    model = K3.keras.Sequential([K3.layer(kl_loss_weight=1.0)], name='mine')
-    model.compile(optimizer=None)
-    callback = K3.KLWarmup(4)
-    callback.set_model(model)
-    with raises(ValueError, 'KLWarmup', "'mine'", 'without an optimizer', 'compile'):
-        callback.on_train_begin()
-
-
-@each_kit
-def test_warmup_tells_of_an_optimizer_that_makes_no_step(kit):
-    class OwnOptimizer(kit.keras.Model):
-        def __init__(self):
-            super().__init__(name='own')
-            self.flow = kit.layer(1, kl_loss_weight=1.0)
-
-        def call(self, x):
-            return self.flow([x, x])[0]
-
-        def train_step(self, x):
-            self(x)
-            return {'loss': tf.constant(0.0)}
-
-    model = OwnOptimizer()
-    model.compile('sgd')
-    with raises(ValueError, 'KLWarmup', "'own'", 'no step in 10 batches', 'compile'):
-        model.fit(tf.zeros([10, 2]), batch_size=1, epochs=1, callbacks=[kit.KLWarmup(4)], verbose=0)
+    with raises(ValueError, argument, 'without a KL term', 'kl_weight'):
+        K3.layer(kl_weight=None, **{argument: value})

@@ -1,5 +1,7 @@
 """The posterior: a distribution that TFP's users know how to handle, exact, and with one pass of each network."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,15 +10,15 @@ import tf_keras
 
 from tests import reference
 from tests.flows import count_ops, normal, perturb, raises, tfd
-from tfp_iaf import IAFPosterior, transforms
+from tfp_iaf import IAFPosterior, MaskedAutoregressiveNetwork, transforms
 
 EVENT, CONTEXT, STEPS, LAYERS = 3, 2, 3, 3
 SEED = (1, 2)  # a stateless seed, which gives the same sample every time
 
 
-def posterior(event_size=EVENT, num_flows=STEPS, hidden_units=(8, 8), *, context_size=CONTEXT, **kwargs):
+def posterior(event_shape=EVENT, num_flows=STEPS, hidden_units=(8, 8), *, context_shape=CONTEXT, **kwargs):
     made = IAFPosterior(
-        event_size, num_flows, hidden_units, context_size=context_size, **{'seed': 0, 'dtype': tf.float64, **kwargs}
+        event_shape, num_flows, hidden_units, context_shape=context_shape, **{'seed': 0, 'dtype': tf.float64, **kwargs}
     )
     perturb(made)
     return made
@@ -37,8 +39,9 @@ def test_sample_and_density_equal_the_papers_equations(transform):
     layers = [(reference.weights_of(network), network.order, 2) for network in made.networks]
     z0 = normal([5, EVENT], seed=4).numpy()
     q = made(loc, scale, context)
+    gated = functools.partial(reference.gated, gate_bias=2.6 + np.log(STEPS))
+    step = {'gated': gated, 'affine': reference.affine}[transform]
     for i in range(5):
-        step = {'gated': reference.gated, 'affine': reference.affine}[transform]
         z, log_det = reference.chain(layers, step, z0[i], context[i].numpy())
         expected = reference.gaussian_log_density(z0[i], loc[i].numpy(), scale[i].numpy()) - log_det
         fresh = tf.constant(np.broadcast_to(z, [5, EVENT]))
@@ -63,7 +66,7 @@ def test_sampling_alone_and_with_its_density_agree():
 
 def test_no_flow_is_the_diagonal_gaussian():
     loc, scale, _ = arguments()
-    q = posterior(num_flows=0, context_size=None)(loc, scale)
+    q = posterior(num_flows=0, context_shape=None)(loc, scale)
     z, log_q = q.experimental_sample_and_log_prob([4], seed=SEED)
     np.testing.assert_allclose(tfd.MultivariateNormalDiag(loc, scale).log_prob(z), log_q, rtol=1e-12)
 
@@ -76,7 +79,7 @@ def _grid(limit, points):
 
 
 def _planar(transform):
-    return posterior(2, 3, context_size=None, transform=transform)(
+    return posterior(2, 3, context_shape=None, transform=transform)(
         tf.constant([0.3, -0.2], tf.float64), tf.constant([1.0, 0.7], tf.float64)
     )
 
@@ -112,6 +115,26 @@ def test_shapes(sample_shape):
     assert (q.batch_shape, q.event_shape) == ([6, 5], [EVENT])
     assert z.shape == [*sample_shape, 6, 5, EVENT]
     assert log_q.shape == [*sample_shape, 6, 5]
+
+
+@pytest.mark.parametrize(
+    ('event_shape', 'context_shape'), [([2, 3], [2]), ([2, 3], [2, 1, 2]), ([4], [2, 1]), ([], []), ([2, 1, 2], None)]
+)
+def test_events_and_contexts_of_any_rank(event_shape, context_shape):
+    """Give what their entries in one axis give."""
+    made = posterior(event_shape, context_shape=context_shape)
+    size = made.event_shape.num_elements()
+    flat = posterior(size, context_shape=None if context_shape is None else made.context_shape.num_elements())
+    shapes = [event_shape, event_shape] if context_shape is None else [event_shape, event_shape, context_shape]
+    tensors = [tf.abs(normal([6, 5, *shape], seed=i)) for i, shape in enumerate(shapes)]
+    q, same = made(*tensors), flat(*(tf.reshape(tensor, [6, 5, -1]) for tensor in tensors))
+    assert (q.batch_shape, q.event_shape) == ([6, 5], event_shape)
+    z, log_q = q.experimental_sample_and_log_prob(7, seed=SEED)
+    assert (z.shape, log_q.shape) == ([7, 6, 5, *event_shape], [7, 6, 5])
+    rows = tf.reshape(z, [7, 6, 5, size])
+    np.testing.assert_allclose(same.log_prob(rows), log_q, rtol=1e-9)
+    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-9)
+    np.testing.assert_allclose(same.sample(7, seed=SEED), rows, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +231,7 @@ def _by_hand(made, loc, scale, context):
     z = loc + scale * tf.random.stateless_normal([4, *loc.shape], SEED, dtype=loc.dtype)
     log_q = tf.reduce_sum(tfd.Normal(loc, scale).log_prob(z), axis=-1)
     for network in made.networks:
-        z, log_derivatives = transforms.Gated().forward(z, network(z, context))
+        z, log_derivatives = made.transform.forward(z, network(z, context))
         log_q -= tf.reduce_sum(log_derivatives, axis=-1)
     return z, log_q
 
@@ -354,15 +377,26 @@ def test_networks_act_in_their_order():
     context = arguments()[2]
     expected = z
     for network in made.networks:
-        expected, _ = transforms.Gated().forward(expected, network(expected, context))
+        expected, _ = made.transform.forward(expected, network(expected, context))
     np.testing.assert_allclose(made.bijector(context).forward(z), expected, rtol=1e-12)
 
 
-def test_steps_start_close_to_the_identity():
-    made = IAFPosterior(8, 4, (32, 32), context_size=4, transform='affine', seed=0)
+@pytest.mark.parametrize('transform', ['affine', 'gated'])
+@pytest.mark.parametrize('num_flows', [1, 4, 32])
+def test_steps_start_close_to_the_identity(transform, num_flows):
+    made = IAFPosterior(8, num_flows, (32, 32), context_shape=4, transform=transform, seed=0)
     z = normal([100, 8], tf.float32)
     moved = made.bijector(normal([100, 4], tf.float32, seed=1)).forward(z) - z
-    assert 0 < np.std(moved) < 0.5
+    # The affine steps have nothing that depends on their number.
+    assert 0 < np.std(moved) < {'affine': 0.25 * np.sqrt(num_flows), 'gated': 0.1}[transform]
+
+
+@pytest.mark.parametrize('num_flows', [0, 1, 4, 32])
+def test_gates_are_as_open_as_the_number_of_steps_asks_for(num_flows):
+    made = posterior(num_flows=num_flows)
+    assert made.transform == transforms.Gated(2.6 + np.log(max(num_flows, 1))) == transforms.Gated.near_identity(num_flows)
+    assert all(step.transform == made.transform for step in made.bijector().bijectors)
+    np.testing.assert_allclose(tf.sigmoid(made.transform.gate_bias) ** max(num_flows, 1), 0.93, atol=0.01)
 
 
 def test_networks_differ_and_the_seed_fixes_them():
@@ -439,9 +473,128 @@ def test_numpy_arrays_and_lists_take_the_dtype():
 
 def test_properties_and_repr():
     made = posterior(transform='affine', name='mine')
-    assert (made.event_size, made.context_size, len(made.networks)) == (EVENT, CONTEXT, STEPS)
-    for part in ('IAFPosterior', 'mine', 'event_size=3', 'num_flows=3', 'context_size=2', 'Affine', 'float64'):
+    assert made.event_shape.as_list() == [EVENT] and made.context_shape.as_list() == [CONTEXT]
+    assert (made.num_flows, len(made.networks), made.transform) == (STEPS, STEPS, transforms.Affine())
+    assert posterior(context_shape=None).context_shape is None
+    for part in ('IAFPosterior', 'mine', 'event_shape=[3]', 'num_flows=3', 'context_shape=[2]', 'Affine', 'float64'):
         assert part in repr(made)
+
+
+# Log-derivatives
+
+
+@pytest.mark.parametrize('transform', ['gated', 'affine'])
+def test_log_derivatives_are_summed_over_the_steps(transform):
+    made, context = posterior(transform=transform), arguments()[2]
+    flow, z = made.bijector(context), normal([7, 5, EVENT], seed=4)
+    y = flow.forward(z)
+    log_derivatives = flow.forward_log_derivatives(z)
+    assert log_derivatives.shape == z.shape
+    expected, value = 0.0, z
+    for network in made.networks:
+        value, of_step = made.transform.forward(value, network(value, context))
+        expected += of_step
+    np.testing.assert_allclose(log_derivatives, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(flow.inverse_log_derivatives(tf.identity(y)), -expected, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(tf.reduce_sum(expected, -1), flow.forward_log_det_jacobian(tf.identity(z)), rtol=1e-10)
+
+
+@pytest.mark.parametrize('mode', ['eager', 'graph', 'xla'])
+def test_log_derivatives_take_no_evaluation_of_their_own(mode, network_calls, inversions):
+    made = posterior()
+    loc, scale, context = arguments()
+
+    def everything():
+        q = made(loc, scale, context)
+        z = q.distribution.sample(seed=SEED)
+        y = q.bijector.forward(z)
+        return y, q.bijector.forward_log_derivatives(z), q.bijector.inverse_log_derivatives(y), q.log_prob(y)
+
+    function = everything if mode == 'eager' else tf.function(everything, jit_compile=mode == 'xla')
+    _, forward, inverse, _ = function()
+    assert network_calls == list(made.networks)
+    assert inversions == []
+    np.testing.assert_allclose(inverse, -forward, rtol=1e-12)
+
+
+def test_log_derivatives_with_a_context_by_keyword():
+    made, context, z = posterior(), arguments()[2], normal([5, EVENT], seed=4)
+    keywords = {f'flow_{t}': {'context': context} for t in range(STEPS)}
+    for method in ('forward_log_derivatives', 'inverse_log_derivatives'):
+        expected = getattr(made.bijector(context), method)(z)
+        np.testing.assert_allclose(getattr(made.bijector(), method)(z, **keywords), expected, rtol=1e-10, atol=1e-12)
+
+
+# Networks that are there already
+
+
+def _networks(**kwargs):
+    return [
+        MaskedAutoregressiveNetwork(EVENT, (8, 6 + t), seed=t, dtype=tf.float64, order='random', **kwargs)
+        for t in range(2)
+    ]
+
+
+def test_networks_of_ones_own():
+    networks = _networks(context_shape=CONTEXT)
+    made = IAFPosterior(networks=networks)
+    perturb(made)
+    assert made.networks == tuple(networks)
+    assert (made.event_shape, made.context_shape, made.dtype) == ([EVENT], [CONTEXT], tf.float64)
+    assert made.transform == transforms.Gated.near_identity(2)
+    loc, scale, context = arguments()
+    z, log_q = made(loc, scale, context).experimental_sample_and_log_prob(4, seed=SEED)
+    np.testing.assert_allclose(made(loc, scale, context).log_prob(tf.identity(z)), log_q, rtol=1e-9)
+    expected = made.bijector(context).forward(loc)
+    value = loc
+    for network in networks:
+        value, _ = made.transform.forward(value, network(value, context))
+    np.testing.assert_allclose(expected, value, rtol=1e-10)
+
+
+def test_a_network_without_a_context_gets_none():
+    networks = [*_networks(context_shape=CONTEXT), *_networks()]
+    made = IAFPosterior(networks=networks, transform='affine')
+    perturb(made)
+    assert made.context_shape == [CONTEXT]
+    q = made(*arguments())
+    z, log_q = q.experimental_sample_and_log_prob(4, seed=SEED)
+    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('keywords', 'error', 'parts'),
+    [
+        ({'networks': []}, ValueError, ['networks', '[]', 'a list of networks']),
+        ({'networks': 3}, ValueError, ['networks', '3', 'a list of networks']),
+        ({'networks': [lambda x: x]}, TypeError, ['networks', 'lacks', 'event_shape', 'MaskedAutoregressiveNetwork']),
+        (
+            {'networks': [*_networks(), MaskedAutoregressiveNetwork(4, (8,), dtype=tf.float64)]},
+            ValueError,
+            ['networks', 'event_shapes', '3', '4', 'the same for all'],
+        ),
+        (
+            {'networks': [*_networks(), MaskedAutoregressiveNetwork(EVENT, (8,))]},
+            ValueError,
+            ['networks', 'dtypes', 'float64', 'float32', 'the same for all'],
+        ),
+        (
+            {'networks': [*_networks(context_shape=2), *_networks(context_shape=3)]},
+            ValueError,
+            ['networks', 'context_shapes', '2', '3', 'the same for all'],
+        ),
+        ({'networks': _networks(), 'event_shape': 3}, ValueError, ['event_shape', '3', 'networks', 'Leave it out']),
+        ({'networks': _networks(), 'num_flows': 2}, ValueError, ['num_flows', '2', 'networks', 'Leave it out']),
+        ({'networks': _networks(), 'seed': 0}, ValueError, ['seed', '0', 'networks', 'Leave it out']),
+        ({}, ValueError, ['event_shape', 'None', 'without networks', 'an int or a sequence of ints']),
+        # The networks have two parameters per entry.
+        ({'networks': _networks(), 'transform': 'spline'}, ValueError, ['network', '2 parameters', 'expected 23']),
+    ],
+    ids=['empty', 'int', 'function', 'event', 'dtype', 'context', 'event_shape', 'num_flows', 'seed', 'none', 'params'],
+)
+def test_networks_that_do_not_fit(keywords, error, parts):
+    with raises(error, *parts):
+        IAFPosterior(**keywords).bijector()
 
 
 # Bad input
@@ -450,13 +603,13 @@ def test_properties_and_repr():
 @pytest.mark.parametrize(
     ('keywords', 'error', 'parts'),
     [
-        ({'event_size': 0}, ValueError, ['event_size', '0', 'at least 1']),
-        ({'event_size': '2'}, TypeError, ['event_size', "'2'", 'int']),
+        ({'event_shape': 0}, ValueError, ['event_shape', '0', 'at least 1']),
+        ({'event_shape': '2'}, TypeError, ['event_shape', "'2'", 'int']),
         ({'num_flows': -1}, ValueError, ['num_flows', '-1', 'at least 0']),
         ({'num_flows': 1.5}, TypeError, ['num_flows', '1.5', 'int']),
         ({'hidden_units': []}, ValueError, ['hidden_units', 'at least one']),
         ({'hidden_units': 8}, TypeError, ['hidden_units', '8', 'sequence of ints']),
-        ({'context_size': 0}, ValueError, ['context_size', '0', 'at least 1']),
+        ({'context_shape': 0}, ValueError, ['context_shape', '0', 'at least 1']),
         ({'transform': 'cubic'}, ValueError, ['transform', "'cubic'", "'gated'", "'affine'"]),
         ({'activation': 'elou'}, ValueError, ['activation', "'elou'", "'elu'"]),
         ({'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),
@@ -465,13 +618,13 @@ def test_properties_and_repr():
         ({'dtype': 'floaty'}, TypeError, ['dtype:', 'floaty', 'float32', 'float64']),
         # Without a step there is no network to complain.
         ({'num_flows': 0, 'dtype': tf.float16}, TypeError, ['dtype', 'float16', 'float32', 'float64']),
-        ({'num_flows': 0, 'context_size': 0}, ValueError, ['context_size', '0', 'at least 1']),
+        ({'num_flows': 0, 'context_shape': 0}, ValueError, ['context_shape', '0', 'at least 1']),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else '',
 )
 def test_bad_arguments(keywords, error, parts):
     with raises(error, *parts):
-        IAFPosterior(**{'event_size': 2, 'num_flows': 2, 'hidden_units': (8,), **keywords})
+        IAFPosterior(**{'event_shape': 2, 'num_flows': 2, 'hidden_units': (8,), **keywords})
 
 
 @pytest.mark.parametrize('argument', ['loc', 'scale_diag'])
@@ -501,13 +654,15 @@ def test_missing_context(num_flows):
 
 @pytest.mark.parametrize('num_flows', [0, 2])
 def test_unexpected_context(num_flows):
-    with raises(ValueError, 'context', 'pass context_size'):
-        posterior(num_flows=num_flows, context_size=None)(*arguments()).sample()
+    with raises(ValueError, 'context', 'pass context_shape'):
+        posterior(num_flows=num_flows, context_shape=None)(*arguments()).sample()
 
 
 def test_context_of_another_size():
     with raises(ValueError, 'context', '(5, 3)', '[..., 2]'):
         posterior()(*arguments()[:2], tf.zeros([5, 3], tf.float64)).sample()
+    with raises(ValueError, 'context', '(5, 2)', '[..., 2, 2]'):
+        posterior(context_shape=[2, 2])(*arguments()).sample()
 
 
 def test_context_with_a_batch_that_does_not_fit():

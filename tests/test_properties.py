@@ -1,5 +1,7 @@
 """What holds for every flow of the registry, whatever it is made of; `test_conformance` has what any module must do."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -96,6 +98,8 @@ def test_overwritten_kernels_leave_the_jacobian_triangular(flow, method, forbidd
 
 def _reference(flow, owner, x, context):
     transform = getattr(reference, flow.transform)
+    if flow.transform == 'gated':
+        transform = functools.partial(transform, gate_bias=owner.transform.gate_bias)
     layers = [(reference.weights_of(network), network.order, network.params) for network in owner.networks]
     rows = [
         reference.chain(layers, transform, row.numpy(), None if context is None else context[i].numpy())

@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 import tf_keras
 
 from tests.flows import jacobian, normal, perturb, raises, tfb, tfd
-from tfp_iaf import build_iaf_surrogate_posterior, transforms
+from tfp_iaf import IAFPosterior, build_iaf_surrogate_posterior, transforms
 
 SEED = (1, 2)  # a stateless seed, which gives the same sample every time
 Pair = collections.namedtuple('Pair', ['first', 'second'])
@@ -102,6 +102,7 @@ SUPPORTS = {
 def test_sample_and_density_equal_those_by_hand(transform):
     shapes = {'positive': [], 'reals': [2], 'matrix': [2, 2], 'triangle': [2, 2]}
     q = surrogate(shapes, {name: support for name, (support, _, _) in SUPPORTS.items()}, transform=transform)
+    of_step = {'affine': transforms.Affine(), 'gated': transforms.Gated(2.6 + np.log(2))}[transform]
     loc = next(v for v in q.trainable_variables if v.name == 'loc:0')
     scale = next(v for v in q.trainable_variables if 'scale' in v.name)
     noise = normal([5, 10])
@@ -109,7 +110,7 @@ def test_sample_and_density_equal_those_by_hand(transform):
     def by_hand(x):
         """All entries that are free, and the event."""
         for network in networks_of(q):
-            x, _ = transforms.get(transform).forward(x, network(x))
+            x, _ = of_step.forward(x, network(x))
         x = loc + (tf.math.softplus(scale) + np.finfo(np.float64).eps) * x
         event, free = {}, []
         for name in sorted(shapes):  # as tf.nest takes dicts
@@ -162,6 +163,32 @@ def test_structures(event_shape, bijector, expected):
     assert q.event_shape == expected
     assert (log_q.shape, q.batch_shape) == ([4], [])
     np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
+
+
+@pytest.mark.parametrize('event_shape', [[3], [2, 3]], ids=str)
+def test_density_on_a_simplex_is_that_of_all_entries_but_one(event_shape):
+    """As that of a Dirichlet; `tfb.SoftmaxCentered` measures volume on the simplex, which is another by sqrt(3)."""
+    q = surrogate({'simplex': event_shape}, {'simplex': tfb.SoftmaxCentered()})
+    size = 2 * int(np.prod(event_shape)) // 3
+    noise = normal([5, size])
+
+    def free(x):
+        return tf.reshape(q.bijector.forward(x)['simplex'][..., :-1], [5, -1])
+
+    log_det = np.linalg.slogdet(jacobian(free, noise))[1]
+    expected = tf.reduce_sum(tfd.Normal(np.float64(0.0), 1.0).log_prob(noise), axis=-1) - log_det
+    z = q.bijector.forward(tf.identity(noise))
+    np.testing.assert_allclose(q.log_prob(z), expected, rtol=1e-8)
+    np.testing.assert_allclose(q.log_prob(fresh(z)), expected, rtol=1e-7)
+
+
+def test_evidence_of_a_model_with_a_simplex_has_no_bias():
+    """A Dirichlet is its own posterior without data; the evidence is one."""
+    prior = tfd.JointDistributionNamed({'weights': tfd.Dirichlet(np.full(3, 2.0)), 'x': tfd.Normal(np.float64(0.0), 1.0)})
+    q = surrogate(prior.event_shape_tensor(), prior.experimental_default_event_space_bijector(), num_flows=0)
+    z, log_q = q.experimental_sample_and_log_prob(50_000, seed=SEED)
+    found = tfp.math.reduce_logmeanexp(prior.log_prob(z) - log_q)
+    np.testing.assert_allclose(found, 0.0, atol=0.05)
 
 
 # One pass of each network
@@ -224,6 +251,63 @@ def test_all_variables_are_visible_and_get_gradients():
         total = log_q + sum(tf.reduce_sum(part**2) for part in tf.nest.flatten(z))
     for variable, gradient in zip(q.trainable_variables, tape.gradient(total, q.trainable_variables), strict=True):
         assert np.any(gradient != 0), variable.name
+
+
+def model_with_variables():
+    """A bijector that belongs to a model, with a location of its own and the flow of a prior."""
+    location = tf.Variable(np.array([0.5, -0.5]), name='of_model')
+    prior = IAFPosterior(2, 1, (4,), seed=1, dtype=tf.float64)
+    perturb(prior)
+    bijector = tfb.Chain([tfb.Exp(), tfb.Shift(location), prior.bijector()])
+    return bijector, [location, *prior.trainable_variables]
+
+
+def test_variables_of_the_model_are_neither_trained_nor_saved(tmp_path):
+    bijector, of_model = model_with_variables()
+    q = surrogate([[], [2]], [None, bijector])
+    theirs = {id(v) for v in of_model}
+    for view in (q, q.bijector, q.copy(name='copied')):
+        assert view.trainable_variables
+        assert not theirs & {id(v) for v in view.variables}
+    path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
+    assert not any('of_model' in name for name, _ in tf.train.list_variables(path))
+    assert len(tf.train.list_variables(path)) == len(q.variables) + 1  # and the graph of the objects
+
+
+def test_variables_of_the_model_act_and_get_gradients():
+    """Trained with the posterior by who has them, as in a variational EM."""
+    bijector, of_model = model_with_variables()
+    q = surrogate([2], bijector)
+    z, log_q = q.experimental_sample_and_log_prob(5, seed=SEED)
+    np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
+    with tf.GradientTape() as tape:
+        z, log_q = q.experimental_sample_and_log_prob(5, seed=SEED)
+        total = tf.reduce_sum(log_q) + tf.reduce_sum(z**2)
+    assert all(np.any(gradient != 0) for gradient in tape.gradient(total, of_model))
+    of_model[0].assign_add([1.0, 2.0])
+    moved = q.sample(5, seed=SEED)
+    np.testing.assert_allclose(moved, z * np.exp([1.0, 2.0]), rtol=1e-9)
+    np.testing.assert_allclose(q.log_prob(moved), q.log_prob(fresh(moved)), rtol=1e-9)
+
+
+@pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
+def test_fit_with_the_variables_of_the_posterior_leaves_the_model_alone(jit_compile):
+    bijector, of_model = model_with_variables()
+    q = surrogate([2], bijector)
+    before = [v.numpy() for v in of_model]
+    losses = tfp.vi.fit_surrogate_posterior(
+        tfd.Independent(tfd.LogNormal(tf.zeros([2], tf.float64), 0.5), 1).log_prob,
+        q,
+        keras.optimizers.Adam(0.02),
+        num_steps=100,
+        sample_size=32,
+        trainable_variables=q.trainable_variables,
+        jit_compile=jit_compile,
+        seed=SEED,
+    )
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
+    for variable, value in zip(of_model, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
 
 
 def test_seed_fixes_the_networks():
@@ -300,7 +384,8 @@ def test_arguments_reach_the_networks():
     made = networks_of(q)
     assert len(made) == 3
     for network in made:
-        assert (network.hidden_units, network.activation, network.dtype) == ((5, 6), tf.nn.tanh, tf.float64)
+        assert (network.hidden_units, network.dtype) == ((5, 6), tf.float64)
+        assert network.layers().activation is tf.nn.tanh
         assert network.order.tolist() == [0, 1, 2]
     assert q.bijector.bijectors[-1].transform == transforms.Affine(2.0)
     assert (q.name, q.bijector.name) == ('mine', 'mine')

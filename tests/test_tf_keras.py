@@ -83,7 +83,7 @@ def test_model_tracks_every_flow_variable_by_identity(make):
 
 
 def test_number_of_weights():
-    flow = flow_of(functional_model(kl_loss_weight=None))
+    flow = flow_of(functional_model(kl_weight=None))
     networks = sum(int(tf.size(variable)) for variable in flow.posterior(*point()[:3]).variables)
     assert flow.count_params() == networks + 2  # the state of the seed
     assert flow_of(functional_model()).count_params() == networks + 3
@@ -121,13 +121,13 @@ cpu, = tf.config.list_physical_devices('CPU')
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 with tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1']).scope():
     inputs = [k.Input([2]), k.Input([2])]
-    flow = iaf.IAFSampling(1, (8,), kl_loss_weight=1.0, seed=3)
+    flow = iaf.IAFSampling(1, (8,), kl_weight=1.0, seed=3)
     model = k.Model(inputs, flow(inputs)[0])
     model.compile('adam', 'mse', jit_compile=False)
 x = np.zeros([8, 2], 'float32')
 before = [weight.numpy() for weight in flow.trainable_weights]
 model.fit([x, x], x, batch_size=4, verbose=0, callbacks=[iaf.KLWarmup(4)])
-assert flow.kl_loss_weight.numpy() == 0.25
+assert flow.kl_weight.numpy() == 0.25
 assert all(np.any(a != b.numpy()) for a, b in zip(before, flow.trainable_weights))
 assert len(np.unique(model.predict([x, x], batch_size=8, verbose=0)[:, 0])) == 8
 """
@@ -142,12 +142,12 @@ assert len(np.unique(model.predict([x, x], batch_size=8, verbose=0)[:, 0])) == 8
 def test_model_comes_back(path, tmp_path):
     model = functional_model(activation=cubed, transform=transforms.Affine(2.0), free_bits=0.1)
     train(model, epochs=1, kit=K2)
-    flow_of(model).kl_loss_weight.assign(0.125)
+    flow_of(model).kl_weight.assign(0.125)
     model.save(tmp_path / path)
     loaded = tf_keras.models.load_model(tmp_path / path)
     assert type(flow_of(loaded)) is IAFSampling
     assert flow_of(loaded).get_config() == flow_of(model).get_config()
-    assert flow_of(loaded).kl_loss_weight.numpy() == 0.125
+    assert flow_of(loaded).kl_weight.numpy() == 0.125
     np.testing.assert_array_equal(log_q_of_a_fixed_point(loaded), log_q_of_a_fixed_point(model))
     for first, second in zip(flow_of(loaded).weights, flow_of(model).weights, strict=True):
         np.testing.assert_array_equal(first, second, first.name)
@@ -161,7 +161,7 @@ def test_model_comes_back(path, tmp_path):
 def test_weights_come_back(make, path, tmp_path):
     model, other = built(make()), built(make())
     assert np.all(log_q_of_a_fixed_point(other) != log_q_of_a_fixed_point(model))
-    flow_of(model).kl_loss_weight.assign(0.125)
+    flow_of(model).kl_weight.assign(0.125)
     if path == 'checkpoint':
         written = tf.train.Checkpoint(model=model).write(str(tmp_path / path))
         tf.train.Checkpoint(model=other).read(written).expect_partial()
@@ -169,14 +169,14 @@ def test_weights_come_back(make, path, tmp_path):
         model.save_weights(tmp_path / path)
         other.load_weights(tmp_path / path)
     np.testing.assert_array_equal(log_q_of_a_fixed_point(other), log_q_of_a_fixed_point(model))
-    assert flow_of(other).kl_loss_weight.numpy() == 0.125
+    assert flow_of(other).kl_weight.numpy() == 0.125
     assert_equal(other.predict(data(), verbose=0), model.predict(data(), verbose=0))
 
 
 def test_two_layers_in_one_part_of_an_h5_file(tmp_path):
     def model():
         inputs = [tf_keras.Input([LATENT]) for _ in range(2)]
-        z, _ = K2.layer(kl_loss_weight=1.0)([K2.layer(kl_loss_weight=1.0)(inputs)[0]] * 2)
+        z, _ = K2.layer(kl_weight=1.0)([K2.layer(kl_weight=1.0)(inputs)[0]] * 2)
         part = tf_keras.Model(inputs, z)
         return tf_keras.Model(inputs, part(inputs))
 

@@ -9,7 +9,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import samplers
 
 from tests.flows import jacobian, normal, perturb, tfb, tfd
-from tfp_iaf import IAFPosterior, InverseAutoregressiveFlow, objectives, transforms
+from tfp_iaf import IAFPosterior, InverseAutoregressiveFlow, transforms
 
 EVENT, CONTEXT, STEPS = 3, 2, 2
 SEED = (1, 2)  # a stateless seed, which gives the same sample every time
@@ -33,8 +33,8 @@ def distribution(**kwargs):
     return posterior(**kwargs)(normal([3, EVENT], seed=3), 0.5 + tf.abs(normal([3, EVENT], seed=4)))
 
 
-def standard_normal(event_size=EVENT, batch=()):
-    return tfd.Sample(tfd.Normal(tf.zeros(batch, tf.float64), 1.0), event_size)
+def standard_normal(event_shape=EVENT, batch=()):
+    return tfd.Sample(tfd.Normal(tf.zeros(batch, tf.float64), 1.0), event_shape)
 
 
 def log_normal(x, scale=1.0):
@@ -204,17 +204,17 @@ def test_one_posterior_twice_in_a_joint_distribution():
 
 
 def test_equality_hash_and_copy_of_the_chain():
-    made = posterior(context_size=CONTEXT)
+    made = posterior(context_shape=CONTEXT)
     chain, same = made.bijector(context2), made.bijector(context2)
     assert chain == same and hash(chain) == hash(same)
     assert chain != made.bijector(context2 + 1.0)
-    assert chain != posterior(context_size=CONTEXT).bijector(context2)
+    assert chain != posterior(context_shape=CONTEXT).bijector(context2)
     np.testing.assert_array_equal(chain.copy(name='copy').forward(x3), chain.forward(x3))
 
 
 @pytest.mark.parametrize('index', [1, slice(1, 3), (Ellipsis, slice(2))], ids=str)
 def test_slicing_within_a_chain_of_ones_own(index):
-    made = posterior(context_size=CONTEXT)
+    made = posterior(context_shape=CONTEXT)
     loc = normal([5, EVENT], seed=7)
 
     def of(loc, context):
@@ -233,7 +233,7 @@ def test_slicing_within_a_chain_of_ones_own(index):
 
 
 def test_two_posteriors_in_one_chain_take_contexts_by_their_names():
-    first, second = (posterior(context_size=CONTEXT, name=name, seed=i) for i, name in enumerate(['first', 'second']))
+    first, second = (posterior(context_shape=CONTEXT, name=name, seed=i) for i, name in enumerate(['first', 'second']))
     chain = tfb.Chain([second.bijector(), tfb.Scale(np.float64(2.0)), first.bijector()], name='outer')
     other = normal([5, CONTEXT], seed=8)
     keywords = {
@@ -324,7 +324,7 @@ def test_variational_loss_equals_that_by_hand(estimator, importance_samples):
             z = tf.constant(z.numpy())
             log_q = q.log_prob(z)
         log_weights = tf.reshape(target(z) - log_q, [8, importance_samples])
-        value = -tf.reduce_mean(objectives.importance_weighted_log_likelihood(log_weights, axis=1))
+        value = -tf.reduce_mean(tfp.math.reduce_logmeanexp(log_weights, axis=1))
         surrogate = value
         if estimator == 'SCORE_FUNCTION':
             surrogate += tf.reduce_mean(tf.stop_gradient(log_q - target(z)) * log_q)
@@ -338,7 +338,7 @@ def test_importance_weights_give_the_evidence():
     perturb(made, scale=0.1)
     q = made(tf.zeros([EVENT], tf.float64), tf.fill([EVENT], tf.constant(1.5, tf.float64)))
     z, log_q = q.experimental_sample_and_log_prob(50_000, seed=SEED)
-    found = objectives.importance_weighted_log_likelihood(log_normal(z) + np.log(7.0) - log_q)
+    found = tfp.math.reduce_logmeanexp(log_normal(z) + np.log(7.0) - log_q)
     np.testing.assert_allclose(found, np.log(7.0), atol=0.03)
 
 
@@ -416,12 +416,106 @@ def test_hamiltonian_monte_carlo_through_the_flow():
     np.testing.assert_allclose((np.cov(z.T) - covariance) / np.outer(scale, scale), np.zeros([3, 3]), atol=0.15)
 
 
+@pytest.mark.parametrize(
+    'make_kernel',
+    [
+        lambda target: tfp.mcmc.HamiltonianMonteCarlo(target, step_size=np.float64(0.1), num_leapfrog_steps=3),
+        lambda target: tfp.mcmc.NoUTurnSampler(target, step_size=np.float64(0.1), max_tree_depth=3),
+    ],
+    ids=['hmc', 'nuts'],
+)
+@pytest.mark.parametrize('kind', ['sequential', 'auto_batched'])
+def test_flow_as_a_prior_under_mcmc(kind, make_kernel):
+    """Its density is one of fresh points, inverted in the loops of MCMC and, auto-batched, in `tf.vectorized_map`."""
+    made = posterior()
+    joint = joint_distributions(made)[kind]
+    observed = normal([EVENT], seed=9)
+    target = joint.experimental_pin(None, None, observed).unnormalized_log_prob
+    start = [normal([4, EVENT], seed=10), normal([4, EVENT], seed=11)]
+
+    @tf.function(autograph=False)
+    def chain():
+        def traced(_, results):
+            results = getattr(results, 'accepted_results', results)
+            return results.target_log_prob, results.grads_target_log_prob
+
+        return tfp.mcmc.sample_chain(3, start, kernel=make_kernel(target), trace_fn=traced, seed=SEED)
+
+    (loc, z), (log_prob, gradients) = chain()
+    assert np.any(z[-1] != start[1])
+    with tf.GradientTape() as tape:
+        tape.watch([loc, z])
+        of_flow = made(loc, tf.ones([EVENT], tf.float64)).log_prob(tf.identity(z))
+        expected = log_normal(loc) + of_flow + log_normal(observed - z, 0.5)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-9)
+    for gradient, other in zip(gradients, tape.gradient(expected, [loc, z]), strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-8, atol=1e-10)
+
+
+# Inside TensorFlow's control flow
+
+POINTS = 4
+CONTROL_FLOW = {
+    'map_fn': lambda function, x: tf.map_fn(function, x),
+    'scan': lambda function, x: tf.scan(lambda _, row: function(row), x, initializer=tf.zeros([], x.dtype)),
+    'while_loop': lambda function, x: tf.while_loop(
+        lambda i, _: i < POINTS,
+        lambda i, values: (i + 1, values.write(i, function(x[i]))),
+        (0, tf.TensorArray(x.dtype, POINTS)),
+    )[1].stack(),
+    'cond': lambda function, x: tf.cond(
+        x[0, 0] < 100, lambda: function(x), lambda: tf.zeros([POINTS], x.dtype)
+    ),
+    'vectorized_map': lambda function, x: tf.vectorized_map(function, x),
+}
+
+
+class Summing(tf.Module):
+    """A network that is a function, with a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = tf.Variable(0.3, dtype=tf.float64)
+
+    def __call__(self, x):
+        before = tf.cumsum(tf.sin(x), axis=-1, exclusive=True)
+        return tf.stack([self.weight * before, 0.1 * tf.cos(before)], axis=-1)
+
+
+def _for_control_flow(kind):
+    """Over so many entries that they are solved in two blocks."""
+    if kind == 'function':
+        return tfd.TransformedDistribution(standard_normal(16), InverseAutoregressiveFlow(Summing(), transform='affine'))
+    made = IAFPosterior(16, 1, (18,), inverse=kind, seed=0, dtype=tf.float64)
+    perturb(made)
+    return made(tf.zeros([16], tf.float64), tf.ones([16], tf.float64))
+
+
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+@pytest.mark.parametrize('way', CONTROL_FLOW.values(), ids=CONTROL_FLOW)
+@pytest.mark.parametrize('kind', ['auto', 'fixed_point', 'function'])
+def test_density_and_its_gradients_in_control_flow(kind, way, in_function):
+    q, x, weights = _for_control_flow(kind), normal([POINTS, 16], seed=5), normal([POINTS], seed=6)
+
+    def values_and_gradients(way):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            log_q = way(q.log_prob, tf.identity(x))
+            total = tf.reduce_sum(weights * log_q)
+        return [log_q, *tape.gradient(total, [x, *q.trainable_variables])]
+
+    function = tf.function(values_and_gradients, autograph=False) if in_function else values_and_gradients
+    expected = values_and_gradients(lambda function, x: function(x))
+    for actual, other in zip(function(way), expected, strict=True):
+        np.testing.assert_allclose(actual, other, rtol=1e-9, atol=1e-11)
+
+
 # What TFP's cache loses, and what it keeps too long
 
 
 def test_values_are_right_where_the_cache_is_lost(inversions):
     """As the docstring of `IAFPosterior` says: each of these inverts every step."""
-    made = posterior(context_size=CONTEXT)
+    made = posterior(context_shape=CONTEXT)
     loc, scale = normal([5, EVENT], seed=3), tf.ones([5, EVENT], tf.float64)
     q = made(loc, scale, context2)
     z, log_q = q.experimental_sample_and_log_prob(4, seed=SEED)
@@ -521,7 +615,7 @@ def test_held_sample_of_a_chain_of_ones_own_needs_a_new_tensor():
 
 
 def test_network_is_not_used_twice_for_a_context_given_by_keyword(network_calls, inversions):
-    made = posterior(context_size=CONTEXT)
+    made = posterior(context_shape=CONTEXT)
     keywords = {f'flow_{t}': {'context': context2} for t in range(STEPS)}
     q = tfd.TransformedDistribution(standard_normal(batch=[5]), made.bijector())
     z = q.sample(4, seed=SEED, bijector_kwargs=keywords)

@@ -247,7 +247,7 @@ def test_spline_takes_entries_against_a_batch_of_parameters():
         np.testing.assert_array_equal(value, row)
 
 
-@pytest.mark.parametrize('inverse', ['blockwise', 'fixed_point'])
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
 def test_step_with_entries_on_both_sides_of_the_bounds(inverse):
     spline = RationalQuadraticSpline(num_bins=3, bound=1.0, min_bin_size=0.1, min_slope=0.3)
     network = tfp_iaf.MaskedAutoregressiveNetwork(9, (12,), params=spline.params, seed=0, dtype=tf.float64)
@@ -356,7 +356,7 @@ def test_scalar_bijector_that_decreases_in_an_entry_is_nan_there(in_function):
     np.testing.assert_allclose(log_derivative, [np.log(2.0), np.nan, np.log(3.0)], rtol=1e-6)
 
 
-@pytest.mark.parametrize('inverse', ['blockwise', 'fixed_point'])
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
 def test_step_of_a_bijector_without_parameters_of_its_own_has_the_gradient_of_its_inverse(inverse):
     """Solving for x and differentiating at x use the same tensors, in which TFP's cache must not mix them up."""
 
@@ -415,7 +415,7 @@ def test_number_of_parameters(params, error):
     [transforms.Gated(1.0), transforms.Affine(3.0), RationalQuadraticSpline(5, bound=2.0), ScalarBijector(affine, 2)],
     ids=str,
 )
-def test_config_makes_the_transform_anew(transform):
+def test_config_makes_an_equal_transform(transform):
     assert type(transform).from_config(transform.get_config()) == transform
 
 
@@ -443,6 +443,23 @@ def test_transforms_compare_by_value():
 
 def test_repr_tells_the_function():
     assert repr(ScalarBijector(affine, 2)) == 'ScalarBijector(bijector_fn=affine, params=2)'
+
+
+@pytest.mark.parametrize('num_flows', [1, 2, 8, 64])
+def test_gates_near_the_identity(num_flows):
+    """All steps together keep as much of x, whatever their number."""
+    gated = transforms.Gated.near_identity(num_flows)
+    y = tf.ones([], tf.float64)
+    for _ in range(num_flows):
+        y, _ = gated.forward(y, tf.zeros([2], tf.float64))
+    np.testing.assert_allclose(y, 0.93, atol=0.003)
+    np.testing.assert_allclose(gated.gate_bias, 2.6 + np.log(num_flows))
+
+
+@pytest.mark.parametrize(('num_flows', 'error'), [(-1, ValueError), (1.5, TypeError)])
+def test_number_of_steps_near_the_identity(num_flows, error):
+    with raises(error, 'num_flows', str(num_flows), 'at least 0'):
+        transforms.Gated.near_identity(num_flows)
 
 
 def test_names_and_objects():
@@ -498,4 +515,4 @@ def test_variable_that_a_transform_closes_over_is_refused_by_the_blockwise_inver
 
     assert abs(gradient('fixed_point')) > 0.1
     with raises(ValueError, 'transform', "inverse='fixed_point'"):
-        gradient('blockwise')
+        gradient('auto')

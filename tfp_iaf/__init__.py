@@ -3,20 +3,17 @@
 import importlib
 import types
 
-import tensorflow
 import tensorflow_probability
 
-from tfp_iaf import _requirements
+from tfp_iaf import _compat
 
-_requirements.check(tensorflow_probability.__version__)
-_requirements.check_tensorflow(tensorflow.__version__)
+_compat.check_versions(tensorflow_probability.__version__)
 
-from tfp_iaf import masks, objectives, transforms  # noqa: E402
+from tfp_iaf import networks, objectives, transforms  # noqa: E402
 from tfp_iaf._version import __version__  # noqa: E402
 from tfp_iaf.bijectors import InverseAutoregressiveFlow  # noqa: E402
+from tfp_iaf.distributions import IAFPosterior, build_iaf_surrogate_posterior  # noqa: E402
 from tfp_iaf.networks import MaskedAutoregressiveNetwork  # noqa: E402
-from tfp_iaf.posteriors import IAFPosterior  # noqa: E402
-from tfp_iaf.surrogates import build_iaf_surrogate_posterior  # noqa: E402
 
 __all__ = [
     'IAFPosterior',
@@ -25,7 +22,7 @@ __all__ = [
     '__version__',
     'build_iaf_surrogate_posterior',
     'keras',
-    'masks',
+    'networks',
     'objectives',
     'tf_keras',
     'transforms',

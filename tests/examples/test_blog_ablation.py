@@ -157,7 +157,7 @@ class TestStart:
 
     def test_all_mended_is_where_tfp_iaf_starts(self):
         x, log_var, context = rows(100)
-        ours = tfp_iaf.keras.IAFSampling(4, (32, 32), seed=0)
+        ours = tfp_iaf.keras.IAFSampling(4, (32, 32), transform=tfp_iaf.transforms.Gated(gate_bias=2.0), seed=0)
         ours([x, log_var, context])
         posteriors = [layer.posterior(x, log_var, context) for layer in (sampling(NOTHING), ours)]
         entropies = [-np.mean(q.experimental_sample_and_log_prob(50, seed=1)[1]) for q in posteriors]

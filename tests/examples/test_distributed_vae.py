@@ -106,7 +106,7 @@ def fit_without_noise(strategy_name):
     with strategy.scope():
         inputs = keras.Input([3])
         z_log_var = keras.layers.Dense(3, kernel_initializer='zeros', bias_initializer=keras.initializers.Constant(-40))
-        layer = IAFSampling(2, (8,), kl_loss_weight=0.5, seed=0)
+        layer = IAFSampling(2, (8,), kl_weight=0.5, seed=0)
         z, _ = layer([keras.layers.Dense(3)(inputs), z_log_var(inputs), inputs])
         model = keras.Model(inputs, z)
         model.compile(keras.optimizers.SGD(1e-2), 'mse', jit_compile=False)
@@ -143,7 +143,7 @@ def test_two_workers_give_the_gradients_of_one():
     # By place: the names of Keras count the layers of the process.
     for (name, change), (_, of_first), (_, of_second) in zip(changes, first, second, strict=True):
         np.testing.assert_array_equal(of_first, of_second)
-        if name == 'sampling/kl_loss_weight':  # not trained
+        if name == 'sampling/kl_weight':  # not trained
             continue
         assert np.any(change != 0), name
         np.testing.assert_allclose(of_first, change, rtol=1e-3, atol=1e-4 * np.abs(change).max(), err_msg=name)

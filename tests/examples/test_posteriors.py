@@ -39,7 +39,7 @@ class TestFullCovarianceSampling:
         np.testing.assert_allclose(np.atleast_2d(np.cov(z.T)), posterior.covariance()[0], atol=0.05 * scale**2)
 
     def test_its_kl_is_that_of_the_full_covariance(self, size):
-        layer = FullCovarianceSampling(kl_loss_weight=0.5, seed=0)
+        layer = FullCovarianceSampling(kl_weight=0.5, seed=0)
         inputs = self.inputs(size, batch=1)
         layer([np.repeat(value, 40000, axis=0) for value in inputs])
         exact = tfd.kl_divergence(layer.posterior(*inputs), tfd.MultivariateNormalDiag(tf.zeros([1, size])))
@@ -51,16 +51,17 @@ def test_one_interface(posterior, tmp_path):
     flow = Flow(2, (8,), context_size=4) if posterior == 'IAF' else None
     hidden = keras.Input([6])
     inputs = _posteriors.posterior_inputs(hidden, posterior, 3, flow)
-    layer = _posteriors.make_sampling(posterior, flow, kl_loss_weight=1.0, seed=0)
+    layer = _posteriors.make_sampling(posterior, flow, seed=0)
     model = keras.Model(hidden, layer(inputs)[0])
     x = np.random.default_rng(0).normal(size=[5, 6]).astype(np.float32)
     z, log_q = layer(keras.Model(hidden, inputs)(x))
     q = layer.posterior(*keras.Model(hidden, inputs)(x))
     np.testing.assert_allclose(q.log_prob(z), log_q, rtol=1e-4, atol=1e-4)
-    # Its KL can be warmed up, and it is saved and read.
-    model.compile('sgd', 'mse')
-    model.fit(x, np.zeros([5, 3]), callbacks=[tfp_iaf.keras.KLWarmup(4)], verbose=0)
-    assert layer.kl_loss_weight.numpy() == 0
+    # Its KL can be warmed up, from a weight of 0 in the one step made here, and it is saved and read.
+    model.compile('sgd', 'mse', metrics=[keras.metrics.MeanSquaredError(name='error')])
+    history = model.fit(x, np.zeros([5, 3]), callbacks=[tfp_iaf.keras.KLWarmup(4)], verbose=0).history
+    assert history['loss'] == pytest.approx(history['error']) and history['sampling_kl'][0] > 0.1
+    assert layer.kl_weight.numpy() == 1
     model.save(tmp_path / 'model.keras')
     read = keras.saving.load_model(tmp_path / 'model.keras')
     log_q, log_q_read = (
@@ -73,7 +74,8 @@ def test_one_interface(posterior, tmp_path):
 def test_the_flow_is_as_asked_for():
     layer = _posteriors.make_sampling('IAF', Flow(3, (8, 8), gate_start=0.5))
     assert (layer.num_flows, layer.hidden_units, layer.transform.gate_bias) == (3, (8, 8), 0.5)
-    assert layer.kl_loss_weight is None
+    assert layer.kl_weight.numpy() == 1
+    assert _posteriors.make_sampling('IAF', Flow(), kl_weight=None).kl_weight is None
     affine = _posteriors.make_sampling('IAF', Flow(transform='affine', gate_start=None)).transform
     assert isinstance(affine, tfp_iaf.transforms.Affine)
     with raises(ValueError, 'flow: got None', 'expected a Flow'):

@@ -1,0 +1,200 @@
+"""What NaN, infinity and other people's variables must not do: leave their row, cry wolf, or be trained."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_iaf
+from tests.flows import each_conditional, each_flow, normal, perturb, tfb, tfd
+
+each_inverse = pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+
+
+def masked_gradients(log_prob, sources):
+    """Gradients of the mean over the rows that are finite: the others are masked out of the loss."""
+    with tf.GradientTape() as tape:
+        tape.watch([source for source in sources if not isinstance(source, tf.Variable)])
+        values = log_prob()
+        total = tf.reduce_sum(tf.where(tf.math.is_finite(values), values, tf.zeros([], values.dtype)))
+    return values, tape.gradient(total, sources)
+
+
+@each_flow
+@pytest.mark.parametrize('bad', [np.inf, np.nan, 1e200])
+def test_a_row_masked_out_leaves_every_gradient_finite(flow, bad):
+    owner, context = flow.build(), flow.contexts()
+    y = flow.events().numpy()
+    y[1, -1] = bad
+    y = tf.constant(y)
+    loc, scale = (tf.Variable(value([flow.event_size], tf.float64)) for value in (tf.zeros, tf.ones))
+    variables = [variable for variable in owner.trainable_variables if variable.name not in flow.idle]
+    sources = [y, loc, scale, *variables, *([] if context is None else [context])]
+
+    def log_prob():
+        noise = tfp_iaf.distributions._base.gaussian(loc, scale, event_ndims=1)
+        return tfd.TransformedDistribution(noise, owner.bijector(context)).log_prob(y)
+
+    values, gradients = masked_gradients(log_prob, sources)
+    finite = np.isfinite(values)
+    assert not finite[1] or bad == 1e200, 'what has no preimage is NaN'
+    assert finite[[0, 2, 3, 4]].all()
+    for source, gradient in zip(sources, gradients, strict=True):
+        assert gradient is not None and np.all(np.isfinite(gradient)), source
+    assert np.any(gradients[0] != 0)
+
+
+@each_conditional
+def test_a_context_that_is_not_finite_is_masked_out(flow):
+    owner, y, context = flow.build(), flow.events(), flow.contexts().numpy()
+    context[1, 0] = np.nan
+    context = tf.constant(context)
+    loc, scale = tf.zeros([flow.event_size], tf.float64), tf.ones([flow.event_size], tf.float64)
+    noise = tfp_iaf.distributions._base.gaussian(loc, scale, event_ndims=1)
+    sources = [y, context, *(variable for variable in owner.trainable_variables if variable.name not in flow.idle)]
+    values, gradients = masked_gradients(
+        lambda: tfd.TransformedDistribution(noise, owner.bijector(context)).log_prob(y), sources
+    )
+    assert np.isnan(values[1]) and np.isfinite(values.numpy()[[0, 2, 3, 4]]).all()
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+@each_inverse
+@pytest.mark.parametrize('bad', [np.inf, np.nan, 1e30, 3e38])
+@pytest.mark.parametrize('jit_compile', [None, False, True], ids=['eager', 'graph', 'xla'])
+def test_rows_masked_out_of_a_posterior_in_float32(inverse, bad, jit_compile):
+    made = tfp_iaf.IAFPosterior(2, 2, (16,), transform='affine', inverse=inverse, seed=0)
+    loc, scale = tf.Variable([0.0, 0.0]), tfp.util.TransformedVariable([1.0, 1.0], tfb.Softplus())
+    y = tf.constant([[0.0, 1.0], [bad, 0.0]])
+    sources = [y, loc, scale.pretransformed_input, *made.trainable_variables]
+
+    def compute():
+        return masked_gradients(lambda: made(loc, scale).log_prob(y), sources)
+
+    values, gradients = (compute if jit_compile is None else tf.function(compute, jit_compile=jit_compile))()
+    assert np.isfinite(values[0]) and np.isnan(values[1])
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+@pytest.fixture
+def check_numerics():
+    tf.debugging.enable_check_numerics()
+    yield
+    tf.debugging.disable_check_numerics()
+
+
+@each_inverse
+@pytest.mark.parametrize('transform', ['gated', 'affine', 'spline'])
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+def test_check_numerics_gives_no_false_alarm(inverse, transform, in_function, check_numerics):
+    made = tfp_iaf.IAFPosterior(20, 2, (32,), transform=transform, inverse=inverse, seed=0)
+    q = made(tf.zeros([20]), tf.ones([20]))
+
+    def gradient(y):
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            total = tf.reduce_sum(q.log_prob(y)) + tf.reduce_sum(q.log_prob(q.sample(5, seed=(1, 2))))
+        return tape.gradient(total, [y, *made.trainable_variables])
+
+    (tf.function(gradient, autograph=False) if in_function else gradient)(normal([3, 20], tf.float32))
+
+
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+def test_check_numerics_finds_a_point_that_is_not_finite(in_function, check_numerics):
+    made = tfp_iaf.IAFPosterior(3, 1, (8,), seed=0)
+    q = made(tf.zeros([3]), tf.ones([3]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match='NaN'):
+        (tf.function(q.log_prob) if in_function else q.log_prob)(tf.constant([np.inf, 0.0, 0.0]))
+
+
+# Variables of others
+
+
+def _model_with_a_flow_as_its_prior():
+    prior = tfp_iaf.IAFPosterior(2, 1, (8,), seed=0)
+    model = tfd.JointDistributionNamed(
+        {'z': prior(tf.zeros([2]), tf.ones([2])), 'x': lambda z: tfd.MultivariateNormalDiag(z)}
+    ).experimental_pin(x=[1.0, 1.0])
+    return prior, model
+
+
+@pytest.mark.parametrize('structured', [False, True], ids=['whole', 'parts'])
+def test_a_surrogate_trains_and_saves_its_own_variables_alone(structured, tmp_path):
+    prior, model = _model_with_a_flow_as_its_prior()
+    bijector = model.experimental_default_event_space_bijector()
+    if structured:
+        bijector = {'z': prior(tf.zeros([2]), tf.ones([2])).experimental_default_event_space_bijector()}
+    q = tfp_iaf.build_iaf_surrogate_posterior(model.event_shape_tensor(), bijector, seed=0)
+    assert not {id(v) for v in q.variables} & {id(v) for v in prior.variables}
+    assert len(q.trainable_variables) == 2 + 2 * 6
+    before = [variable.numpy() for variable in prior.variables]
+    losses = tfp.vi.fit_surrogate_posterior(
+        model.unnormalized_log_prob,
+        q,
+        keras.optimizers.Adam(1e-2),
+        num_steps=20,
+        trainable_variables=q.trainable_variables,
+        seed=1,
+    )
+    assert losses[-1] < losses[0]
+    for variable, value in zip(prior.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
+    saved = [name for name, _ in tf.train.list_variables(path) if name.endswith('VARIABLE_VALUE')]
+    assert len(saved) == 14
+
+
+# Base measures
+
+
+def _simplex(**parts):
+    return tfd.JointDistributionNamed(parts)
+
+
+DIRICHLET = tfd.Dirichlet([2.0, 3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        DIRICHLET,
+        tfd.BatchReshape(tfd.Dirichlet([2.0, 3.0, 4.0]), []),
+        _simplex(w=DIRICHLET, b=tfd.Normal(0.0, 1.0)),
+        _simplex(b=tfd.Gamma(2.0, 1.0), w=tfd.Sample(DIRICHLET, 2)),
+        tfd.JointDistributionSequential([tfd.Dirichlet([1.0, 1.0]), lambda w: tfd.Normal(w[..., 0], 1.0)]),
+        # Its own density comes from the bijector, so there is nothing to mend.
+        _simplex(w=tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros([2])), tfb.SoftmaxCentered())),
+        tfd.CholeskyLKJ(3, 2.0),
+        tfd.WishartTriL(4.0, tf.eye(2)),
+        tfd.Beta(2.0, 3.0),
+    ],
+    ids=['dirichlet', 'reshaped', 'joint', 'sample', 'sequential', 'logistic_normal', 'lkj', 'wishart', 'beta'],
+)
+def test_evidence_of_a_model_that_is_normalised_is_one(model):
+    q = tfp_iaf.build_iaf_surrogate_posterior(
+        model.event_shape_tensor(), model.experimental_default_event_space_bijector(), num_flows=1, seed=0
+    )
+    z, log_q = q.experimental_sample_and_log_prob(50_000, seed=(1, 2))
+    log_weights = model.log_prob(z) - log_q
+    weights = np.exp(log_weights)
+    evidence, error = weights.mean(), weights.std() / np.sqrt(weights.size)
+    assert abs(evidence - 1) < 5 * error and error < 0.1
+    np.testing.assert_allclose(q.log_prob(tf.nest.map_structure(tf.identity, z)), log_q, rtol=1e-2, atol=1e-2)
+
+
+def test_a_simplex_by_another_bijector_has_nothing_to_mend():
+    q = tfp_iaf.build_iaf_surrogate_posterior([3], tfb.IteratedSigmoidCentered(), num_flows=1, seed=0)
+    z, log_q = q.experimental_sample_and_log_prob(50_000, seed=(1, 2))
+    weights = np.exp(DIRICHLET.log_prob(z) - log_q)
+    assert abs(weights.mean() - 1) < 5 * weights.std() / np.sqrt(weights.size)
+
+
+def test_perturbed_flows_keep_a_point_and_its_neighbours_apart():
+    """One row that is far away does not decide when the iterations of the others end."""
+    made = tfp_iaf.IAFPosterior(6, 2, (12,), transform='affine', seed=0)
+    perturb(made, 0.2)
+    q = made(tf.zeros([6]), tf.ones([6]))
+    y = normal([4, 6], tf.float32)
+    far = tf.concat([y, 1e12 * tf.ones([1, 6])], axis=0)
+    np.testing.assert_allclose(q.log_prob(far)[:4], q.log_prob(y), rtol=1e-5, atol=1e-4)

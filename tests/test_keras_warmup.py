@@ -1,0 +1,331 @@
+"""The warm-up of the weight of the KL term, in either Keras."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.flows import raises
+from tests.keras_models import FEATURES, K2, K3, LATENT, Kit, data, each_kit, fit, flow_of, log_laplace, train
+
+
+def weight_in_training(layer):
+    return layer._kl_warmup.weight(tf.convert_to_tensor(layer.kl_weight), None).numpy()
+
+
+def recorder(kit: Kit, layer, hook='on_train_batch_begin'):
+    """A callback that keeps the weight that a training step would take, whenever it is called."""
+
+    class Recorder(kit.keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.weights = []
+
+    def keep(self, *args, **kwargs):
+        self.weights.append(weight_in_training(layer))
+
+    setattr(Recorder, hook, keep)
+    return Recorder()
+
+
+def one_output(kit):
+    model = kit.functional_model()
+    model = kit.keras.Model(model.inputs, model.output['x'])
+    model.compile(kit.keras.optimizers.SGD(0.0), loss='mse', metrics=['mse'])
+    return model
+
+
+def evaluated_weight(model):
+    logs = model.evaluate(data(5), data(5), verbose=0, return_dict=True)
+    return (logs['loss'] - logs['mse']) / logs['flow_kl']
+
+
+@each_kit
+def test_it_is_linear_in_the_step(kit):
+    model = kit.functional_model()
+    record = recorder(kit, flow_of(model))
+    train(model, epochs=2, kit=kit, callbacks=[kit.KLWarmup(4, start=0.1), record])
+    np.testing.assert_allclose(record.weights, [0.1, 0.2, 0.3, 0.4, 0.5, 0.5], rtol=1e-6)
+    assert flow_of(model).get_config()['kl_weight'] == 0.5
+
+
+@each_kit
+@pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
+def test_training_steps_take_the_weight(kit, jit_compile):
+    model = kit.functional_model()
+    model = kit.keras.Model(model.inputs, model.output['x'])
+    model.compile(kit.keras.optimizers.SGD(0.0), loss='mse', metrics=['mse'], jit_compile=jit_compile)
+    logs = [
+        model.fit(data(5), data(5), batch_size=5, verbose=0, callbacks=[kit.KLWarmup(4, start=0.1)]).history
+        for _ in range(5)
+    ]
+    weights = [(log['loss'][0] - log['mse'][0]) / log['flow_kl'][0] for log in logs]
+    np.testing.assert_allclose(weights, [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-3)
+
+
+class Probe:
+    """The weights that evaluations take, and that files have, at every hook of a callback."""
+
+    def __init__(self, kit, model, path):
+        self.evaluated, self.saved = [], []
+        probe = self
+
+        class Callback(kit.keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                probe.look(model, path)
+
+            def on_epoch_end(self, epoch, logs=None):
+                probe.look(model, path)
+
+        self.callback = Callback()
+
+    def look(self, model, path):
+        self.evaluated.append(evaluated_weight(model))
+        model.save_weights(path)
+        other = type(model).from_config(model.get_config())
+        other.load_weights(path)
+        self.saved += [flow_of(other).kl_weight.numpy(), weight_in_training(flow_of(other))]
+
+
+@pytest.mark.parametrize(
+    ('kit', 'file'),
+    [(K3, 'model.weights.h5'), (K2, 'model.weights.h5'), (K2, 'model.h5'), (K2, 'model')],
+    ids=['keras', 'tf_keras', 'tf_keras_h5', 'tf_keras_tf'],
+)
+@pytest.mark.parametrize('order', ['before', 'after'])
+def test_evaluation_and_files_have_the_full_weight(kit, file, order, tmp_path):
+    """In the warm-up too, whatever the order of the callbacks."""
+    model = one_output(kit)
+    probe = Probe(kit, model, str(tmp_path / file))
+    callbacks = [kit.KLWarmup(100), probe.callback]
+    callbacks = callbacks if order == 'after' else callbacks[::-1]
+    model.fit(data(), data(), batch_size=5, verbose=0, callbacks=callbacks)
+    np.testing.assert_allclose(probe.evaluated, [0.5] * 4, rtol=1e-3)
+    assert probe.saved == [0.5] * 8
+
+
+@each_kit
+def test_checkpoint_in_the_warmup_has_the_full_weight(kit, tmp_path):
+    model, other = kit.functional_model(), kit.functional_model()
+    flow = flow_of(model)
+    flow._kl_warmup.set(tf.constant(0.1), 0.0)
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / 'checkpoint'))
+    assert not any('warmup' in name for name, _ in tf.train.list_variables(path))
+    tf.train.Checkpoint(model=other).read(path).assert_existing_objects_matched()
+    assert weight_in_training(flow_of(other)) == 0.5
+
+
+@each_kit
+def test_validation_loss_can_be_compared_over_epochs(kit):
+    """With all learning rates zero it is the same, while the loss in training rises."""
+    model = kit.functional_model(num_flows=0)
+    model.compile(kit.keras.optimizers.SGD(0.0), loss={'x': lambda x, y: 0.0 * (x - y)})
+    inputs = data()
+    history = model.fit(
+        inputs, {'x': inputs}, epochs=4, verbose=0, callbacks=[kit.KLWarmup(3)], validation_data=(inputs, {'x': inputs})
+    ).history
+    np.testing.assert_allclose(history['val_loss'], 0.5 * np.array(history['val_flow_kl']), rtol=1e-5)
+    np.testing.assert_allclose(history['val_loss'], [history['val_loss'][0]] * 4, rtol=1e-6)
+    np.testing.assert_allclose(history['loss'], np.linspace(0, 0.5, 4) * history['flow_kl'], rtol=1e-5, atol=1e-6)
+
+
+def own_steps(kit):
+    """A VAE whose steps call the model, or the layer, and pass no `training`."""
+
+    class Own(kit.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.heads = [kit.keras.layers.Dense(LATENT) for _ in range(2)]
+            self.flow = kit.layer(name='flow', kl_weight=0.5)
+            self.decoder = kit.keras.layers.Dense(FEATURES)
+
+        def call(self, x):
+            return self.decoder(self.flow([head(x) for head in self.heads])[0])
+
+        def train_step(self, x):
+            with tf.GradientTape() as tape:
+                self(x)
+                kl_term = sum(self.losses)
+            weights = self.trainable_weights
+            gradients = tape.gradient(kl_term, weights)
+            pairs = [pair for pair in zip(gradients, weights, strict=True) if pair[0] is not None]
+            self.optimizer.apply_gradients(pairs)
+            return {'weight': kl_term / self.flow.metrics[0].result()}
+
+        def test_step(self, x):
+            self(x)
+            return {'weight': sum(self.losses) / self.flow.metrics[0].result()}
+
+    return Own()
+
+
+@each_kit
+def test_steps_that_do_not_say_whether_they_train(kit):
+    model = own_steps(kit)
+    model(data())
+    model.compile(kit.keras.optimizers.SGD(0.0))
+    callbacks = [kit.KLWarmup(4, start=0.1)]
+    history = model.fit(
+        data(), batch_size=12, epochs=3, verbose=0, callbacks=callbacks, validation_data=(data(),)
+    ).history
+    np.testing.assert_allclose(history['weight'], [0.1, 0.2, 0.3], rtol=1e-4)
+    np.testing.assert_allclose(history['val_weight'], [0.5] * 3, rtol=1e-4)
+    np.testing.assert_allclose(model.evaluate(data(), verbose=0, return_dict=True)['weight'], 0.5, rtol=1e-4)
+
+
+@each_kit
+def test_a_training_that_was_interrupted_leaves_evaluation_alone(kit):
+    class Interrupt(kit.keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    model = one_output(kit)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(data(), data(), verbose=0, callbacks=[kit.KLWarmup(4), Interrupt()])
+    np.testing.assert_allclose(evaluated_weight(model), 0.5, rtol=1e-3)
+
+
+@each_kit
+def test_it_goes_on_in_a_resumed_training(kit, tmp_path):
+    model = kit.functional_model()
+    train(model, epochs=1, kit=kit, callbacks=[kit.KLWarmup(4)])
+    model.save(tmp_path / 'model.keras')
+    loaded = kit.keras.models.load_model(tmp_path / 'model.keras')
+    assert flow_of(loaded).kl_weight.numpy() == 0.5
+    record = recorder(kit, flow_of(loaded))
+    fit(loaded, epochs=1, callbacks=[kit.KLWarmup(4), record])
+    np.testing.assert_allclose(record.weights, [0.375, 0.5, 0.5], rtol=1e-6)
+
+
+@each_kit
+def test_full_weight_may_change_in_the_warmup(kit):
+    model = kit.functional_model()
+    flow = flow_of(model)
+    record = recorder(kit, flow)
+
+    class Change(kit.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            flow.kl_weight.assign(2.0 * (1 + epoch))
+
+    train(model, epochs=2, kit=kit, rows=5, callbacks=[kit.KLWarmup(4, start=1.0), Change(), record])
+    np.testing.assert_allclose(record.weights, [1.0, 1.75], rtol=1e-6)
+
+
+@each_kit
+def test_neither_the_warmup_nor_the_weight_traces_anything_again(kit):
+    traces, traced = [], []
+
+    def prior(z):
+        traces.append(z)
+        return log_laplace(z)
+
+    model = kit.functional_model(prior=prior)
+    model = kit.keras.Model(model.inputs, model.output['x'])
+    model.compile(loss='mse', metrics=['mse'])
+    for weight in (0.5, 0.0, 2.0):
+        flow_of(model).kl_weight.assign(weight)
+        history = model.fit(data(), data(), verbose=0).history
+        np.testing.assert_allclose(
+            history['loss'], np.add(history['mse'], weight * np.array(history['flow_kl'])), rtol=1e-5
+        )
+        traced.append(len(traces))
+    model.fit(data(), data(), batch_size=len(data()), verbose=0, callbacks=[kit.KLWarmup(2)])
+    traced.append(len(traces))
+    assert len(set(traced)) == 1
+
+
+@each_kit
+def test_under_xla_and_half_precision(kit):
+    model = kit.functional_model(dtype='mixed_float16')
+    record = recorder(kit, flow_of(model))
+    optimizer = kit.keras.mixed_precision.LossScaleOptimizer(kit.keras.optimizers.SGD(0.01))
+    model.compile(optimizer, loss={'x': 'mse'}, jit_compile=True)
+    fit(model, epochs=1, rows=10, callbacks=[kit.KLWarmup(4), record])
+    np.testing.assert_allclose(record.weights, [0.0, 0.125], rtol=1e-6)
+
+
+@each_kit
+def test_executions_of_several_steps_share_a_weight(kit):
+    model = kit.functional_model()
+    record = recorder(kit, flow_of(model))
+    train(model, epochs=2, kit=kit, rows=10, callbacks=[kit.KLWarmup(4), record], steps_per_execution=2)
+    np.testing.assert_allclose(record.weights, [0.0, 0.25], rtol=1e-6)
+
+
+@each_kit
+def test_nobody_waits_for_the_results_of_a_batch(kit):
+    """tf_keras makes numbers of the logs of every batch, unless all callbacks say that they need none."""
+    callbacks = kit.keras.callbacks.CallbackList([kit.KLWarmup(4)], model=own_steps(kit))
+    assert getattr(callbacks, '_batch_hooks_support_tf_logs', True)
+
+
+def warmed(model, kit):
+    """The model, with the callback at the first step."""
+    model.compile('sgd')
+    callback = kit.KLWarmup(2, start=0.125)
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_train_batch_begin(0)
+    return model
+
+
+@each_kit
+def test_it_finds_nested_layers(kit):
+    class Outer(kit.keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.parts = {'flow': kit.layer(kl_weight=0.25)}
+
+    nested = [kit.layer(kl_weight=2.0), Outer(), kit.layer(kl_weight=None)]
+    warmed(kit.keras.Sequential([kit.keras.Sequential(nested)]), kit)
+    assert weight_in_training(nested[0]) == 0.125 == weight_in_training(nested[1].parts['flow'])
+    assert nested[2].kl_weight is None
+
+
+@each_kit
+def test_a_model_without_the_layer(kit):
+    with raises(ValueError, 'KLWarmup', "'plain'", 'kl_weight'):
+        warmed(kit.keras.Sequential([kit.keras.layers.Dense(2), kit.layer(kl_weight=None)], name='plain'), kit)
+
+
+@each_kit
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'parts'),
+    [
+        ({'steps': 0}, ValueError, ['steps', '0', 'at least 1']),
+        ({'steps': 2.5}, TypeError, ['steps', '2.5', 'int']),
+        ({'steps': 3, 'start': 'low'}, TypeError, ['start', "'low'", 'number']),
+    ],
+    ids=['zero', 'fraction', 'start'],
+)
+def test_bad_arguments(kit, arguments, error, parts):
+    with raises(error, *parts):
+        kit.KLWarmup(**arguments)
+
+
+def test_a_model_without_an_optimizer():
+    model = K3.keras.Sequential([K3.layer(kl_weight=1.0)], name='mine')
+    model.compile(optimizer=None)
+    callback = K3.KLWarmup(4)
+    callback.set_model(model)
+    with raises(ValueError, 'KLWarmup', "'mine'", 'without an optimizer', 'compile'):
+        callback.on_train_begin()
+
+
+@each_kit
+def test_an_optimizer_that_makes_no_step(kit):
+    class OwnOptimizer(kit.keras.Model):
+        def __init__(self):
+            super().__init__(name='own')
+            self.flow = kit.layer(1, kl_weight=1.0)
+
+        def call(self, x):
+            return self.flow([x, x])[0]
+
+        def train_step(self, x):
+            self(x)
+            return {'loss': tf.constant(0.0)}
+
+    model = OwnOptimizer()
+    model.compile('sgd')
+    with raises(ValueError, 'KLWarmup', "'own'", 'no step in 10 batches', 'compile'):
+        model.fit(tf.zeros([10, 2]), batch_size=1, epochs=1, callbacks=[kit.KLWarmup(4)], verbose=0)

@@ -1,0 +1,193 @@
+"""Every private symbol of TensorFlow, TensorFlow Probability and Keras that is used, and what to do without it.
+
+No release has to keep these symbols. Where one is missing, a fallback is slower or caches less, but never wrong; only
+what has no fallback is an error, which says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+__all__ = [
+    'Chain',
+    'GreedyCache',
+    'Independent',
+    'UncachedLookup',
+    'UnsavedState',
+    'Invert',
+    'calling_keras_layer',
+    'TransformedDistribution',
+    'check_versions',
+    'coerce_structure',
+    'is_injective',
+    'is_recording',
+    'is_vectorizing',
+    'map_structure_up_to',
+    'model_of',
+    'parameter_properties',
+    'parts_of',
+    'stop_recording',
+    'tapes_have_seen',
+    'traverse_shallow_structure',
+]
+
+_OLDEST_TFP, _NEWEST_TFP = (0, 25), (0, 26)
+
+
+def check_versions(tensorflow_probability: str) -> None:
+    """Raises an ImportError for a TFP that is too old, and warns of one that is newer than those tested.
+
+    >>> check_versions('0.25.0')
+    """
+    match = re.match(r'(\d+)\.(\d+)', tensorflow_probability)
+    version = tuple(map(int, match.groups())) if match else _NEWEST_TFP
+    if version < _OLDEST_TFP:
+        raise ImportError(
+            f'tensorflow_probability: got version {tensorflow_probability}, expected 0.25 or newer. Install it with: '
+            f'pip install "tensorflow-probability>=0.25"'
+        )
+    if version > _NEWEST_TFP:
+        warnings.warn(
+            f'tensorflow_probability: got version {tensorflow_probability}, with which tfp_iaf was not tested; '
+            f'0.25 and 0.26 were. Most things should work. If one does not, install "tensorflow-probability<0.27".',
+            stacklevel=3,
+        )
+
+
+# TensorFlow: gradient tapes.
+
+try:
+    from tensorflow.python.eager.record import could_possibly_record as is_recording
+    from tensorflow.python.eager.record import stop_recording
+except ImportError:  # A tape then keeps the values of every iteration of an inverse, and caches are not trusted.
+    stop_recording = contextlib.nullcontext
+
+    def is_recording() -> bool:
+        """Tells whether a gradient tape may be recording."""
+        return True
+
+
+try:
+    from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes as _tape_gradient_types
+except ImportError:
+    _tape_gradient_types = None
+
+
+def tapes_have_seen(results: Sequence[tf.Tensor], sources: Sequence[tf.Tensor]) -> bool:
+    """Tells whether the tapes that record now would give derivatives of results if they would of their sources."""
+    if not is_recording():
+        return True
+    # 0: no tape would give a derivative, 1: one would, of first order, 2: of higher order as well.
+    return _tape_gradient_types is not None and bool(
+        _tape_gradient_types(list(results)) >= _tape_gradient_types(list(sources))
+    )
+
+
+def is_vectorizing() -> bool:
+    """Tells whether `tf.vectorized_map`, or a Jacobian by it, is tracing.
+
+    It rewrites the operations that it traces, and loses custom gradients. It traces in a name scope of its own, which
+    is all there is to tell it by. Where this fails, see `inversion._implicit.guarded`.
+    """
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        if any(part.startswith('loop_body') for part in graph.get_name_scope().split('/')):
+            return True
+        graph = getattr(graph, 'outer_graph', None)
+    return False
+
+
+# TensorFlow: checkpoints.
+
+
+class UnsavedState(tf.__internal__.tracking.AutoTrackable):
+    """An object whose variables no checkpoint has, while functions that are exported can still read them."""
+
+    def _trackable_children(self, save_type: str = 'checkpoint', **kwargs: Any) -> Any:
+        return super()._trackable_children(save_type, **kwargs) if save_type == 'savedmodel' else {}
+
+
+# TensorFlow and TFP: nested structures.
+
+try:
+    from tensorflow.python.util.nest import get_traverse_shallow_structure as traverse_shallow_structure
+    from tensorflow.python.util.nest import map_structure_up_to
+except ImportError as error:
+    raise ImportError(
+        f'tensorflow: got version {tf.__version__}, which lacks the nested structures that tfp_iaf needs, expected one '
+        f'that has them: 2.18 to 2.21 do. Install it with: pip install "tensorflow>=2.18,<2.22"'
+    ) from error
+
+try:
+    from tensorflow_probability.python.internal.nest_util import coerce_structure
+except ImportError:
+
+    def coerce_structure(shallow: Any, value: Any) -> Any:
+        """Returns `value` in the containers of `shallow`."""
+        return tf.nest.pack_sequence_as(shallow, tf.nest.flatten(value))
+
+
+# TFP: bijectors.
+
+try:
+    from tensorflow_probability.python.bijectors.chain import _Chain as Chain
+    from tensorflow_probability.python.bijectors.invert import _Invert as Invert
+except ImportError:
+    Chain, Invert = tfp.bijectors.Chain, tfp.bijectors.Invert
+
+parameter_properties: Callable[..., Any] = tfp.util.ParameterProperties
+
+try:
+    from tensorflow_probability.python.distributions.independent import _Independent as Independent
+    from tensorflow_probability.python.distributions.transformed_distribution import (
+        _TransformedDistribution as TransformedDistribution,
+    )
+except ImportError:  # copy.deepcopy then fails, as it does for TFP's own.
+    Independent, TransformedDistribution = tfp.distributions.Independent, tfp.distributions.TransformedDistribution
+
+
+def model_of(bijector: Any) -> Any:
+    """Returns the joint distribution whose default event-space bijector this is, or `None` if nobody can tell."""
+    return getattr(bijector, '_jd', None)
+
+
+def parts_of(model: Any) -> Any:
+    """Returns the distribution of each part of a joint distribution in the structure of its event, or `None`."""
+    try:
+        return model._model_unflatten(list(model._get_single_sample_distributions()))
+    except AttributeError:
+        return None
+
+
+try:
+    from tensorflow_probability.python.internal.cache_util import BijectorCache, BijectorCacheWithGreedyAttrs
+
+    GreedyCache, UncachedLookup = BijectorCacheWithGreedyAttrs, BijectorCache
+except ImportError as error:
+    raise ImportError(
+        f'tensorflow_probability: got version {tfp.__version__}, which lacks the cache that tfp_iaf needs, expected '
+        f'one that has it: 0.25 and 0.26 do. Install it with: pip install "tensorflow-probability<0.27"'
+    ) from error
+
+
+def is_injective(bijector: tfp.bijectors.Bijector) -> bool:
+    """Tells whether a bijector is one, since TFP also has maps such as the square."""
+    return bool(getattr(bijector, '_is_injective', True))
+
+
+# Keras 3.
+
+
+def calling_keras_layer() -> Any:
+    """Returns the outermost Keras 3 layer, such as a model, that is being called, or `None`; it imports no Keras."""
+    state = sys.modules.get('keras.src.backend.common.global_state')
+    context = state.get_global_attribute('current_call_ctx') if hasattr(state, 'get_global_attribute') else None
+    return getattr(context, 'entry_layer', None)

@@ -1,0 +1,70 @@
+"""Leading shapes, and events that are flattened and given their shape back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+__all__ = ['Lead', 'flattened', 'lead_of', 'reshaped', 'rows_of']
+
+
+class Lead(NamedTuple):
+    """The leading shape of a tensor `[..., *event_shape]`.
+
+    Attributes:
+        static: As far as it is known.
+        source: The tensor.
+        event_rank: How many axes of it are those of the event.
+    """
+
+    static: tf.TensorShape
+    source: tf.Tensor
+    event_rank: int
+
+    def dynamic(self) -> tf.Tensor:
+        """Returns the leading shape as a tensor."""
+        shape = tf.shape(self.source)
+        return shape[: tf.size(shape) - self.event_rank]
+
+
+def lead_of(value: tf.Tensor, event_rank: int) -> Lead:
+    """Returns the leading shape of a tensor.
+
+    >>> lead_of(tf.zeros([7, 5, 8, 8]), event_rank=2).static.as_list()
+    [7, 5]
+    """
+    rank = value.shape.rank
+    static = tf.TensorShape(None) if rank is None else value.shape[: rank - event_rank]
+    return Lead(static, value, event_rank)
+
+
+def reshaped(value: tf.Tensor, lead: Lead, event: Sequence[int]) -> tf.Tensor:
+    """Gives a tensor the shape `[*lead, *event]`."""
+    static = lead.static
+    if static.rank is not None:
+        sizes = [-1 if size is None else size for size in static]
+        # One unknown size can be inferred, unless there is nothing to infer it from.
+        if sizes.count(-1) == 0 or (sizes.count(-1) == 1 and 0 not in sizes):
+            return tf.reshape(value, [*sizes, *event])
+    value = tf.reshape(value, tf.concat([lead.dynamic(), list(event)], axis=0))
+    return tf.ensure_shape(value, static.concatenate(list(event)))
+
+
+def rows_of(value: tf.Tensor, event_size: int) -> tf.Tensor:
+    """Folds all leading axes into one, and those of the event into another: `[N, D]`."""
+    if value.shape.rank == 2 and value.shape[1] == event_size:
+        return value
+    return tf.reshape(value, [-1, event_size])
+
+
+def flattened(value: tf.Tensor, event_shape: tf.TensorShape) -> tf.Tensor:
+    """Returns a tensor `[..., *event_shape]` as `[..., D]`, with one axis for the entries of an event.
+
+    >>> flattened(tf.zeros([5, 8, 8]), tf.TensorShape([8, 8])).shape
+    TensorShape([5, 64])
+    """
+    if event_shape.rank == 1:
+        return value
+    return reshaped(value, lead_of(value, event_shape.rank), [event_shape.num_elements()])

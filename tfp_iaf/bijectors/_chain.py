@@ -1,0 +1,50 @@
+"""A chain of bijectors that leaves caching to them, and adds up their log-derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfp_iaf import _compat
+
+__all__ = ['FlowChain']
+
+
+class _NoCache(_compat.UncachedLookup):
+    """Calls the bijector every time."""
+
+    def _lookup(self, input: Any, forward_name: str, inverse_name: str, **kwargs: Any) -> Any:
+        return self._invoke(input, forward_name, kwargs, attributes={})
+
+
+class FlowChain(_compat.Chain):
+    """A `tfb.Chain` without a cache of its own, whose entries would go stale, and with log-derivatives by entry."""
+
+    _cache = _NoCache('_forward', '_inverse')
+
+    def forward_log_derivatives(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+        """Returns the sum over the steps of their log-derivatives, by entry; see `InverseAutoregressiveFlow`."""
+        total = tf.zeros_like(x)
+        for bijector in reversed(self.bijectors):  # a Chain applies its last bijector first
+            keywords = kwargs.get(bijector.name, {})
+            total += self._elementwise(bijector).forward_log_derivatives(x, **keywords)
+            x = bijector.forward(x, **keywords)
+        return total
+
+    def inverse_log_derivatives(self, y: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+        """Returns the log-derivatives of the inverse, by entry; see `forward_log_derivatives`."""
+        total = tf.zeros_like(y)
+        for bijector in self.bijectors:
+            keywords = kwargs.get(bijector.name, {})
+            total += self._elementwise(bijector).inverse_log_derivatives(y, **keywords)
+            y = bijector.inverse(y, **keywords)
+        return total
+
+    def _elementwise(self, bijector: Any) -> Any:
+        if not hasattr(bijector, 'forward_log_derivatives'):
+            raise ValueError(
+                f'bijectors: got {bijector!r} in {self.name!r}, which has no log-derivatives by entry, expected steps '
+                f'of a flow. Use forward_log_det_jacobian for the log-det of the chain.'
+            )
+        return bijector

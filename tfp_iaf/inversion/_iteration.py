@@ -1,0 +1,124 @@
+"""Fixed-point iterations that end when nothing moves, and what they count as nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_iaf import _compat
+
+__all__ = ['bound', 'confined', 'is_in_range', 'iterated', 'largest', 'round_off', 'sizes']
+
+
+def round_off(dtype: tf.DType) -> float:
+    """Returns the distance from 1 to the next number."""
+    return float(np.finfo(dtype.as_numpy_dtype).eps)
+
+
+def bound(dtype: tf.DType) -> float:
+    """Returns the size beyond which a network cannot be evaluated without overflow: 2.5e15 in float32.
+
+    >>> f'{bound(tf.float32):.1e}'
+    '2.6e+15'
+    """
+    return float(dtype.max) ** 0.4
+
+
+def confined(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Keeps transients finite: in a masked product, infinity times a forbidden zero is NaN for earlier entries.
+
+    `scale` is the size of what `x` solves for, if that is above 1.
+    """
+    limit = bound(x.dtype) * tf.maximum(scale, 1)
+    return tf.clip_by_value(tf.where(tf.math.is_nan(x), tf.zeros([], x.dtype), x), -limit, limit)
+
+
+def is_in_range(x: tf.Tensor) -> tf.Tensor:
+    """Tells which events, `[..., 1]`, are finite and small enough for a network to be evaluated at them."""
+    return tf.reduce_all(tf.abs(x) < bound(x.dtype), axis=-1, keepdims=True)
+
+
+def largest(x: tf.Tensor) -> tf.Tensor:
+    """Returns the size of the largest entry of each event."""
+    return tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
+
+
+def sizes(x: tf.Tensor) -> tf.Tensor:
+    """Returns for each entry the largest size in its event, or in its place in all events if that is smaller.
+
+    Neither events nor places need to have one scale. The size of the entry itself would not do: an entry that is zero
+    by chance would have to stand still to the last bit.
+    """
+    of_place = tf.reduce_max(tf.reshape(tf.abs(x), [-1, tf.shape(x)[-1]]), axis=0)
+    return tf.minimum(largest(x), of_place)
+
+
+def iterated(
+    update: Callable[[tf.Tensor], tuple[tf.Tensor, Any]],
+    start: tf.Tensor,
+    max_iterations: int | tf.Tensor,
+    scale: tf.Tensor,
+    size: tf.Tensor,
+    differentiable: bool = False,
+) -> tuple[tf.Tensor, Any]:
+    """Applies `update` until no entry moves, at most `max_iterations` times.
+
+    Args:
+        update: Returns a new value, and anything else that is wanted of the last evaluation.
+        start: The first value, `[..., D]`.
+        max_iterations: The number of iterations after which the value is exact.
+        scale: Confines transients; see `confined`.
+        size: The size below which each entry counts as zero; see `sizes`.
+        differentiable: Whether to make all iterations, so that autodiff through them is exact, instead of ending early
+            without being recorded.
+    """
+    if differentiable:
+        return _all_iterations(lambda x: update(confined(x, scale)), start, max_iterations)
+    tolerance = 4 * round_off(start.dtype)
+
+    def is_moving(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+        still = (
+            (tf.abs(new - old) <= tolerance * (size + tf.abs(new)))
+            | tf.equal(new, old)  # infinite both times
+            | (tf.math.is_nan(new) & tf.math.is_nan(old))
+        )
+        return ~tf.reduce_all(still)
+
+    def iteration(x: tf.Tensor, _: Any, __: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
+        new, rest = update(confined(x, scale))
+        return new, rest, is_moving(new, x)
+
+    # A tape that might differentiate the loop would keep the values of every iteration.
+    with _compat.stop_recording():
+        # The first iteration is outside the loop: it gives everything the shape that it keeps.
+        first, rest = update(confined(start, scale))
+        if isinstance(max_iterations, int) and max_iterations == 1:
+            return first, rest
+        x, rest, _ = tf.while_loop(
+            lambda x, rest, moving: moving,
+            iteration,
+            (first, rest, tf.constant(True)),
+            maximum_iterations=max_iterations - 1,
+        )
+        return x, rest
+
+
+def _all_iterations(
+    update: Callable[[tf.Tensor], tuple[tf.Tensor, Any]], start: tf.Tensor, count: int | tf.Tensor
+) -> tuple[tf.Tensor, Any]:
+    x, rest = update(start)
+    if isinstance(count, int):
+        # Unrolled: gradients of the loops that tf.vectorized_map makes fail in graphs.
+        for _ in range(count - 1):
+            x, rest = update(x)
+        return x, rest
+    _, x, rest = tf.while_loop(
+        lambda i, x, rest: i < count,
+        lambda i, x, rest: (i + 1, *update(x)),
+        (1, x, rest),
+        maximum_iterations=count - 1,
+    )
+    return x, rest

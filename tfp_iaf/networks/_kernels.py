@@ -1,0 +1,167 @@
+"""Masked products: how the kernel of a masked layer is stored, and how it is multiplied.
+
+A kernel is stored as one plain matrix `[units out, units in]`, rows and columns sorted by degree, so that its mask is
+block triangular. What is stored depends on the architecture alone. How it is multiplied is decided at the call: as
+one masked matrix or, where that was measured to be faster, in blocks that skip what the mask forbids.
+
+The layout `[out, in]` makes the rows of a block contiguous in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_iaf.networks import _masks
+
+__all__ = ['MaskedKernel', 'gather', 'num_blocks_for', 'product']
+
+# Measured on two cores: with fewer rows, or in smaller kernels, the copies that blocks take cost more than they skip.
+_FEWEST_ROWS = 16
+_LARGEST_WHOLE_KERNEL = 2**17
+_NUM_BLOCKS = 4
+
+
+def num_blocks_for(event_size: int, largest_kernel: int, values: tf.Tensor) -> int:
+    """Returns in how many blocks to multiply: one on a GPU, where launches cost more than arithmetic.
+
+    >>> num_blocks_for(32, 320 * 320, tf.zeros([100, 32]))
+    1
+    """
+    rows = values.shape[0]
+    is_small = largest_kernel <= _LARGEST_WHOLE_KERNEL or (rows is not None and rows < _FEWEST_ROWS)
+    return 1 if is_small or event_size < _NUM_BLOCKS or not _runs_on_cpu(values) else _NUM_BLOCKS
+
+
+def _runs_on_cpu(value: tf.Tensor) -> bool:
+    if value.device:
+        return 'CPU' in value.device
+    # In a graph that leaves the choice to TensorFlow, which takes an accelerator if there is one.
+    return all(device.device_type == 'CPU' for device in tf.config.list_logical_devices())
+
+
+class MaskedKernel:
+    r"""The mask of one layer, and the products with its kernel.
+
+    $$y = v\, (K \odot M)^\top$$
+
+    In blocks, $y_b = v_{\le b}\, (K_{b, \le b} \odot M_{b, \le b})^\top$: what follows block b is not multiplied. See
+    Eq. `strips` of the mathematics page.
+
+    Args:
+        layers: The sorted degrees of every layer of the network.
+        layer: The layer from whose units the kernel leads to those of the next.
+    """
+
+    def __init__(self, layers: Sequence[np.ndarray], layer: int) -> None:
+        self._layers, self._layer = layers, layer
+        self.mask = _masks.mask(layers[layer], layers[layer + 1])
+        self._eager_masks: dict[tuple[int, int, int, int], tf.Tensor] = {}
+
+    def runs(self, num_blocks: int) -> tuple[list[slice], list[slice]]:
+        """Returns the rows and the columns of each block of entries."""
+        of_layer = _masks.runs(self._layers, num_blocks)
+        return of_layer[self._layer + 1], of_layer[self._layer]
+
+    def permitted(self, weights: tf.Tensor, rows: slice, columns: slice) -> tf.Tensor:
+        """Returns a part of the kernel, or of a gradient of it, with zeros for what the mask forbids."""
+        # Not a product with the mask, which would turn an infinite forbidden weight into NaN.
+        return tf.where(self._mask_of(rows, columns), weights, tf.zeros([], weights.dtype))
+
+    def _mask_of(self, rows: slice, columns: slice) -> tf.Tensor:
+        part = self.mask[rows, columns]
+        if not tf.executing_eagerly():
+            # A constant of this graph: an eager tensor would be captured, which gradients of loops do not survive.
+            return tf.constant(part)
+        key = (rows.start, rows.stop, columns.start, columns.stop)
+        if key not in self._eager_masks:
+            self._eager_masks[key] = tf.constant(part)
+        return self._eager_masks[key]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> MaskedKernel:
+        return MaskedKernel(self._layers, self._layer)
+
+    def __call__(self, values: tf.Tensor, weights: tf.Tensor, num_blocks: int) -> tf.Tensor:
+        """Multiplies values `[N, in]` by the kernel; the result is `[N, out]`."""
+        if num_blocks == 1:
+            rows, columns = (slice(0, size) for size in self.mask.shape)
+            return product(values, self.permitted(weights, rows, columns))
+        return self._in_blocks(values, weights, *self.runs(num_blocks))
+
+    def _in_blocks(
+        self, values: tf.Tensor, weights: tf.Tensor, rows: Sequence[slice], columns: Sequence[slice]
+    ) -> tf.Tensor:
+        row_sizes, column_sizes = ([run.stop - run.start for run in runs] for runs in (rows, columns))
+        width = self.mask.shape[1]
+        # Each block of rows, and the columns that it may use.
+        reach = [(block, slice(0, column.stop)) for block, column in zip(rows, columns, strict=True)]
+
+        # What autodiff would give, without padding each part of the gradient to the whole and adding them up.
+        @tf.custom_gradient
+        def multiplied(
+            values: tf.Tensor, weights: tf.Tensor
+        ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+            strips = [
+                self.permitted(_leading(block, used.stop), block_rows, used)
+                for block, (block_rows, used) in zip(tf.split(weights, row_sizes), reach, strict=True)
+            ]
+            known = [_leading(values, used.stop) for _, used in reach]
+
+            def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                by_block = tf.split(upstream, row_sizes, axis=-1)
+                # For each block of columns, what the rows from there on contribute.
+                parts: list[list[tf.Tensor]] = [[] for _ in columns]
+                for i, (part, strip) in enumerate(zip(by_block, strips, strict=True)):
+                    for j, share in enumerate(
+                        tf.split(product(part, strip, transposed=True), column_sizes[: i + 1], axis=-1)
+                    ):
+                        parts[j].append(share)
+                of_values = tf.concat([tf.add_n(shares) for shares in parts], axis=-1)
+                of_rows = []
+                for part, value, (block_rows, used) in zip(by_block, known, reach, strict=True):
+                    of_strip = self.permitted(tf.matmul(part, value, transpose_a=True), block_rows, used)
+                    if used.stop < width:
+                        rest = tf.zeros([block_rows.stop - block_rows.start, width - used.stop], of_strip.dtype)
+                        of_strip = tf.concat([of_strip, rest], axis=1)
+                    of_rows.append(of_strip)
+                return of_values, tf.concat(of_rows, axis=0)
+
+            outputs = [product(value, strip) for value, strip in zip(known, strips, strict=True)]
+            return tf.concat(outputs, axis=-1), gradient
+
+        return multiplied(values, weights)
+
+
+def _leading(value: tf.Tensor, size: int) -> tf.Tensor:
+    return value if value.shape[1] == size else value[:, :size]
+
+
+def product(values: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:
+    """Multiplies values `[N, in]` by a kernel `[out, in]`; transposed, values `[N, out]` by the kernel."""
+    # A layer with fewer units than entries leaves blocks without units; XLA on a CPU cannot multiply by nothing.
+    if 0 in kernel.shape:
+        return tf.zeros([tf.shape(values)[0], kernel.shape[1 if transposed else 0]], values.dtype)
+    return tf.matmul(values, kernel, transpose_b=not transposed)
+
+
+def gather(value: tf.Tensor, order: np.ndarray, axis: int) -> tf.Tensor:
+    """Permutes the entries along an axis; the gradient is a gather too, where that of `tf.gather` is a scatter."""
+    entries = np.arange(order.size)
+    if np.array_equal(order, entries):
+        return value
+    if np.array_equal(order, entries[::-1]):
+        return tf.reverse(value, axis=[axis])
+    return _gather(value, tuple(order.tolist()), axis)
+
+
+def _gather(value: tf.Tensor, order: tuple[int, ...], axis: int) -> tf.Tensor:
+    @tf.custom_gradient
+    def permuted(value: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            return _gather(upstream, tuple(np.argsort(order).tolist()), axis)
+
+        return tf.gather(value, np.asarray(order), axis=axis), gradient
+
+    return permuted(value)
