@@ -171,7 +171,7 @@ def draw_masks(event_size: int = 8, units: int = 24) -> Figure:
         (axes[0], entries, hidden, 'from the entries\nto the hidden units'),
         (axes[1], hidden, outputs, 'from the hidden units\nto the outputs'),
     ):
-        axis.imshow(_masks.mask(before, after), cmap=permitted, aspect='auto', interpolation='nearest')
+        axis.imshow(_masks.mask(before, after).T, cmap=permitted, aspect='auto', interpolation='nearest')
         axis.set_title(title, fontsize=11)
         axis.set_xlabel('degree of the unit before')
         axis.set_ylabel('degree of the unit after')
@@ -198,12 +198,12 @@ def draw_blocks(axis: plt.Axes, num_blocks: int, event_size: int = 32, units: in
     layers = _masks.degrees(event_size, [units, units], params=1, conditional=True)
     _, before, after, _ = _masks.runs(layers, num_blocks)
     kind = np.zeros([units, units])
-    for rows, columns in zip(after, before, strict=True):
+    for rows, columns in zip(before, after, strict=True):
+        kind[: rows.start, columns] = 2
         kind[rows, columns] = 1
-        kind[rows, : columns.start] = 2
     kind[(kind == 1) & _masks.mask(layers[1], layers[2])] = 3
     colors = matplotlib.colors.ListedColormap(['white', '#f3c9a8', GREEN, ORANGE])
-    axis.imshow(kind, cmap=colors, interpolation='nearest', vmin=0, vmax=3)
+    axis.imshow(kind.T, cmap=colors, interpolation='nearest', vmin=0, vmax=3)
     axis.set_title(f'a kernel between hidden layers, in {num_blocks} blocks', fontsize=11)
     axis.set(xticks=[], yticks=[], xlabel='units before, sorted by degree', ylabel='units after, sorted by degree')
     labels = ('skipped', 'square: forbidden', 'strip: no mask', 'square: permitted')

@@ -58,11 +58,6 @@ def degrees(
     return [*layers, np.arange(event_size)]
 
 
-def mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns which units, in rows, may lead to which units of the next layer, in columns, given their degrees."""
-    return before[:, np.newaxis] <= after
-
-
 def useful_units(layers: Sequence[np.ndarray]) -> int:
     """Returns how many of the last hidden layer's units reach an output, in a network with these degrees."""
     return int(np.sum(layers[-2] <= layers[-1].max()))
@@ -72,7 +67,7 @@ def pairs_without_path(layers: Sequence[np.ndarray]) -> int:
     """Returns how many pairs of an entry and an output after it have no path between them through the hidden layers."""
     paths = np.eye(layers[0].size, dtype=bool)
     for before, after in itertools.pairwise(layers):
-        paths = paths @ mask(before, after)
+        paths = paths @ _masks.mask(before, after)
     return int(np.sum(np.triu(~paths, 1)))
 
 
@@ -90,8 +85,8 @@ class MaskedNetwork(keras.layers.Layer):
         super().__init__()
         self._mistakes = tuple(mistakes)
         layers = degrees(event_size, hidden_units, mistakes, rng)
-        self._masks = [mask(*pair).astype(np.float32) for pair in itertools.pairwise(layers)]
-        self._direct_mask = mask(layers[0], layers[-1]).astype(np.float32)
+        self._masks = [_masks.mask(*pair).astype(np.float32) for pair in itertools.pairwise(layers)]
+        self._direct_mask = _masks.mask(layers[0], layers[-1]).astype(np.float32)
         output_scale = 1.0 if 'gate start' in mistakes else 0.1
         scales = [*[1.0] * len(hidden_units), output_scale]
         self._kernels = [

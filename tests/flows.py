@@ -122,12 +122,11 @@ def normal(shape: Sequence[int], dtype: tf.DType = tf.float64, seed: int = 0) ->
 def perturb(module: tf.Module, scale: float = 0.3, seed: int = 3) -> None:
     rng = np.random.default_rng(seed)
     for variable in module.trainable_variables:
-        # Kernels are [out, in].
-        variable.assign_add(tf.cast(scale * rng.standard_normal(variable.shape[::-1]).T, variable.dtype))
+        variable.assign_add(tf.cast(scale * rng.standard_normal(variable.shape), variable.dtype))
 
 
 def masked_kernels(network: tfp_iaf.MaskedAutoregressiveNetwork) -> list[tuple[tf.Variable, np.ndarray]]:
-    """The kernel of each layer, `[out, in]`, and which of its weights the degrees permit."""
+    """The kernel of each layer, `[in, out]`, and which of its weights the degrees permit."""
     size, conditional = network.event_shape.num_elements(), network.context_shape is not None
     layers = _masks.degrees(size, network.hidden_units, network.params, conditional)
     masks = [_masks.mask(before, after) for before, after in itertools.pairwise(layers)]

@@ -1,8 +1,8 @@
 """A flow in NumPy, unit by unit, written from the papers' equations: slow, plain, and without any code of the package.
 
 The weights come from the variables of a `MaskedAutoregressiveNetwork`, by name: `kernel_l` and `bias_l` of layer l,
-`[out, in]`, with rows and columns sorted by degree, and `context_kernel`, which feeds the first hidden layer. The
-outputs of the entry of rank r are the rows r * P to r * P + P - 1.
+`[in, out]`, with rows and columns sorted by degree, and `context_kernel`, which feeds the first hidden layer. The
+outputs of the entry of rank r are the columns r * P to r * P + P - 1.
 """
 
 import numpy as np
@@ -38,10 +38,10 @@ def made(weights, order, params, x, context=None):
             total = bias[unit]
             for source in range(len(inputs)):
                 if degree >= degrees[source]:
-                    total += kernel[unit, source] * inputs[source]
+                    total += kernel[source, unit] * inputs[source]
             if layer == 0 and context is not None:
                 for source in range(context.size):
-                    total += weights['context_kernel'][unit, source] * context[source]
+                    total += weights['context_kernel'][source, unit] * context[source]
             outputs.append(total if is_last else elu(total))
             output_degrees.append(degree)
         inputs, degrees = outputs, output_degrees

@@ -428,14 +428,21 @@ def test_function_with_a_context_of_any_shape_and_dtype(shape, dtype):
 
 
 @pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
-@pytest.mark.parametrize('kind', ['masked', 'function'])
-def test_nan_in_a_context_spares_the_other_rows(kind, inverse):
+@pytest.mark.parametrize('kind', ['masked', 'function', 'numbers'])
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_nan_in_a_context_spares_the_other_rows(direction, kind, inverse):
+    """Also where the step does not know which axes of the context are batch axes."""
     net = network(context_shape=2)
-    step = InverseAutoregressiveFlow(net if kind == 'masked' else (lambda *inputs: net(*inputs)), inverse=inverse)
-    context = np.array(context2)
-    clean = step.inverse(x3, context=tf.constant(context))
-    context[1, 0] = np.nan
-    value = step.inverse(tf.identity(x3), context=tf.constant(context)).numpy()
+    networks = {
+        'masked': net,
+        'function': lambda x, context: net(x, context),
+        'numbers': lambda x, context: net(x, tf.stack([context, context], axis=-1)),
+    }
+    step = InverseAutoregressiveFlow(networks[kind], inverse=inverse)
+    context = np.array(context2[:, 0] if kind == 'numbers' else context2)
+    clean = getattr(step, direction)(x3, context=tf.constant(context))
+    context[1, ...] = np.nan
+    value = getattr(step, direction)(tf.identity(x3), context=tf.constant(context)).numpy()
     assert np.all(np.isnan(value[1]))
     np.testing.assert_allclose(np.delete(value, 1, axis=0), np.delete(clean, 1, axis=0), rtol=1e-5, atol=1e-6)
 
@@ -768,6 +775,27 @@ def test_a_result_of_an_outer_tape_is_not_given_to_an_inner_one():
         kept = step.forward(x3)
         assert gradients_are_there(step, lambda: step.forward(x3))
     assert kept is not step.forward(x3)
+
+
+def test_network_that_hides_its_variables_from_the_tape():
+    """No tape ever sees a way from them to the result, so that none can be kept for it."""
+
+    class Frozen(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def __call__(self, x):
+            return tf.stop_gradient(self.network(x))
+
+    step = InverseAutoregressiveFlow(Frozen())
+    for direction in ('forward', 'inverse'):
+        for method in (direction, f'{direction}_log_det_jacobian', f'{direction}_log_derivatives'):
+            expected = getattr(step, method)(tf.identity(x3))
+            with tf.GradientTape() as tape:
+                value = getattr(step, method)(tf.identity(x3))
+            np.testing.assert_array_equal(value, expected)
+            assert set(tape.gradient(value, step.trainable_variables)) == {None}
 
 
 def test_training_unrolled_in_one_function_has_gradients():

@@ -146,7 +146,7 @@ def test_entries_of_very_different_size(inverse):
     network = MaskedAutoregressiveNetwork(6, (24, 24), seed=0)
     perturb(network, 0.3)
     (kernel, _), *_ = masked_kernels(network)
-    kernel.assign(kernel / scales)  # standardised inputs, as sorted as the entries are
+    kernel.assign(kernel / scales[:, tf.newaxis])  # standardised inputs, as sorted as the entries are
     step = InverseAutoregressiveFlow(network, transform='affine', inverse=inverse)
     x = scales * normal([30, 6], tf.float32)
     y = step.forward(x)

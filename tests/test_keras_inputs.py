@@ -8,7 +8,7 @@ import tf_keras
 
 import tfp_iaf
 from tests.flows import normal, perturb, raises
-from tests.keras_models import CONTEXT, K3, LATENT, each_kit, point
+from tests.keras_models import CONTEXT, K2, K3, LATENT, each_kit, point
 
 PAIR = [tf.zeros([5, 2])] * 2
 
@@ -206,6 +206,61 @@ def test_shapes_that_do_not_fit(kit, shapes, parts):
 def test_unknown_latent_size(kit, shape):
     with raises(ValueError, 'z_mean', 'None', 'all sizes but that of the batch', 'fold time into the batch'):
         kit.layer()([kit.keras.Input(shape), kit.keras.Input(shape)])
+
+
+@each_kit
+@pytest.mark.parametrize('place', range(3))
+def test_unknown_size_names_the_argument(kit, place):
+    sizes = [[2, 3], [2, 3], [4]]
+    sizes[place] = [None, *sizes[place][1:]]
+    with raises(ValueError, ('z_mean', 'z_log_var', 'context')[place], '(None, None', 'keras.Input([10, 2])', 'fold'):
+        kit.layer()([kit.keras.Input(shape) for shape in sizes])
+
+
+@each_kit
+def test_latents_of_each_time_step_by_folding_time_into_the_batch(kit):
+    """What the error above advises."""
+    layers = kit.keras.layers
+    x = kit.keras.Input([None, 4])
+
+    class Fold(layers.Layer):
+        def call(self, x):
+            return tf.reshape(x, [-1, x.shape[-1]])
+
+        def compute_output_shape(self, shape):
+            return (None, shape[-1])
+
+    class Unfold(layers.Layer):
+        def call(self, inputs):
+            return tf.reshape(inputs[0], [*tf.unstack(tf.shape(inputs[1])[:2]), inputs[0].shape[-1]])
+
+        def compute_output_shape(self, shapes):
+            return (*shapes[1][:2], shapes[0][-1])
+
+    z, _ = kit.layer()([Fold()(layers.Dense(LATENT)(x)) for _ in range(2)])
+    model = kit.keras.Model(x, Unfold()([z, x]))
+    model.compile('adam', 'mse')
+    for steps in (3, 7):
+        inputs = np.zeros([5, steps, 4], np.float32)
+        assert np.isfinite(model.fit(inputs, np.zeros([5, steps, LATENT]), verbose=0).history['loss'])
+        assert model.predict(inputs, verbose=0).shape == (5, steps, LATENT)
+
+
+@each_kit
+def test_time_distributed(kit):
+    """With two inputs Keras 3 raises an error of its own, before it comes to the layer."""
+    inputs = [kit.keras.Input([5, size]) for size in (2, 2, 2)]
+    with raises(ValueError, 'inputs', "'mine'", 'TimeDistributed', 'fold time into the batch'):
+        kit.keras.layers.TimeDistributed(kit.layer(name='mine'))(inputs)
+
+
+def test_time_distributed_of_tf_keras_without_a_kl_term():
+    inputs = [tf_keras.Input([5, 2]) for _ in range(2)]
+    z, log_q = tf_keras.layers.TimeDistributed(K2.layer(kl_weight=None))(inputs)
+    model = tf_keras.Model(inputs, z)
+    assert (tuple(z.shape), tuple(log_q.shape)) == ((None, 5, 2), (None, 5))
+    model.compile('adam', 'mse')
+    model.fit([np.zeros([4, 5, 2])] * 2, np.zeros([4, 5, 2]), verbose=0)
 
 
 @each_kit

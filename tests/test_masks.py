@@ -74,7 +74,7 @@ def test_context_has_units_of_its_own(units, size):
 def test_mask_is_the_rule_on_degrees(inputs, outputs):
     mask = _masks.mask(np.array(inputs), np.array(outputs))
     assert mask.dtype == bool
-    assert mask.tolist() == [[after >= before for before in inputs] for after in outputs]
+    assert mask.tolist() == [[after >= before for after in outputs] for before in inputs]
 
 
 @st.composite
@@ -100,31 +100,31 @@ def test_masks_are_block_triangular(architecture):
     """What a prefix of the entries determines is a prefix of every layer."""
     for before, after in itertools.pairwise(_masks.degrees(*architecture)):
         mask = _masks.mask(before, after).astype(int)
-        assert np.all(np.diff(mask, axis=0) >= 0)
-        assert np.all(np.diff(mask, axis=1) <= 0)
+        assert np.all(np.diff(mask, axis=1) >= 0)
+        assert np.all(np.diff(mask, axis=0) <= 0)
 
 
 def _paths(size, hidden_units, params, conditional):
-    """Counts the paths from every entry (column) to every parameter (row)."""
+    """Counts the paths from every entry (row) to every parameter (column)."""
     product = np.eye(size, dtype=int)
     for before, after in itertools.pairwise(_masks.degrees(size, hidden_units, params, conditional)):
-        product = _masks.mask(before, after) @ product
+        product = product @ _masks.mask(before, after)
     return product
 
 
 @hypothesis.given(_architectures())
 def test_no_path_leads_to_an_earlier_output(architecture):
     size, _, params, _ = architecture
-    for paths in np.split(_paths(*architecture).reshape([size, params, size]), params, axis=1):
-        assert not np.triu(paths[:, 0]).any()
+    for paths in np.split(_paths(*architecture).reshape([size, size, params]), params, axis=2):
+        assert not np.tril(paths[..., 0]).any()
 
 
 @hypothesis.given(_sizes, st.lists(st.integers(0, 10), min_size=1, max_size=3), st.integers(1, 3), st.booleans())
 def test_a_path_leads_to_every_later_output_with_enough_units(size, extra_units, params, conditional):
     enough = max(size if conditional else size - 1, 1)
-    paths = _paths(size, [enough + extra for extra in extra_units], params, conditional).reshape([size, params, size])
-    rows, columns = np.tril_indices(size, k=-1)
-    assert np.all(paths[rows, :, columns] > 0)
+    paths = _paths(size, [enough + extra for extra in extra_units], params, conditional).reshape([size, size, params])
+    rows, columns = np.triu_indices(size, k=1)
+    assert np.all(paths[rows, columns] > 0)
 
 
 @st.composite
@@ -148,11 +148,11 @@ def test_runs_partition_every_layer(drawn):
 @hypothesis.given(_runs())
 def test_units_of_a_block_depend_on_the_same_and_earlier_blocks_alone(drawn):
     layers, _, runs = drawn
-    for (before, columns), (after, rows) in itertools.pairwise(zip(layers, runs, strict=True)):
+    for (before, rows), (after, columns) in itertools.pairwise(zip(layers, runs, strict=True)):
         mask = _masks.mask(before, after)
-        for block, run in enumerate(rows):
-            for later in columns[block + 1 :]:
-                assert not mask[run, later].any()
+        for block, run in enumerate(columns):
+            for later in rows[block + 1 :]:
+                assert not mask[later, run].any()
 
 
 @hypothesis.given(_runs())

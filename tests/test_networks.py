@@ -276,7 +276,7 @@ def test_context_is_multiplied_once_in_either_direction(direction, kind, monkeyp
         tf, 'matmul', lambda a, b, **kwargs: shapes.append((a.shape, b.shape)) or matmul(a, b, **kwargs)
     )
     getattr(step, direction)(x, context=context)
-    assert [left for left, right in shapes if right[1] == 11] == [[3, 11]]
+    assert [left for left, right in shapes if right[0] == 11] == [[3, 11]]
     assert {left[0] for left, _ in shapes} == {3, 150}
 
 
@@ -328,8 +328,8 @@ def test_initial_weights_take_the_fan_in_of_the_masks_into_account():
     net = MaskedAutoregressiveNetwork(16, (1600, 1600), context_shape=4, seed=0, dtype=tf.float64)
     context_kernel = next(v for v in net.trainable_variables if v.name.startswith('context_kernel')).numpy()
     first, second, _ = (np.where(mask, kernel, 0.0) for kernel, mask in masked_kernels(net))
-    for kernel in (np.concatenate([first, context_kernel], axis=1), second):
-        variances = np.sum(np.square(kernel), axis=1).reshape([16, 100]).mean(axis=1)
+    for kernel in (np.concatenate([first, context_kernel]), second):
+        variances = np.sum(np.square(kernel), axis=0).reshape([16, 100]).mean(axis=1)
         np.testing.assert_allclose(variances, 1.0, atol=0.3)
 
 
@@ -372,8 +372,8 @@ def test_variables_are_those_that_a_module_finds(kind):
 
 
 def test_what_is_stored_depends_on_the_architecture_alone():
-    """One matrix `[units out, units in]` for each layer, in whatever way it is multiplied."""
-    shapes = [(9, 2), (9, 4), (8, 9), (8, 8), (9,), (8,), (8,)]
+    """One matrix `[units in, units out]` for each layer, in whatever way it is multiplied."""
+    shapes = [(2, 9), (4, 9), (9, 8), (8, 8), (9,), (8,), (8,)]
     for kind in (MaskedAutoregressiveNetwork, InBlocks):
         assert [tuple(variable.shape) for variable in network(kind=kind).variables] == shapes
 

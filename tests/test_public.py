@@ -1,9 +1,11 @@
-"""What the package shows to the outside: its names, its documentation, and what importing it costs."""
+"""What the package shows to the outside: its names, its documentation, and what importing it costs; how it is layered."""
 
+import ast
 import doctest
 import importlib
 import importlib.util
 import inspect
+import pathlib
 import pkgutil
 import subprocess
 import sys
@@ -17,9 +19,29 @@ import tfp_iaf
 import tfp_iaf.keras
 import tfp_iaf.tf_keras
 from tests.flows import raises
-from tfp_iaf import _requirements
+from tfp_iaf import _compat
 
-MODULES = sorted(f'tfp_iaf.{module.name}' for module in pkgutil.iter_modules(tfp_iaf.__path__))
+PACKAGE = pathlib.Path(tfp_iaf.__file__).parent
+MODULES = ['tfp_iaf', *sorted(module.name for module in pkgutil.walk_packages(tfp_iaf.__path__, 'tfp_iaf.'))]
+# A module imports none but those before it.
+LAYERS = (
+    '_version',
+    '_numerics',
+    '_checks',
+    '_shapes',
+    '_compat',
+    '_caching',
+    '_tracking',
+    'networks',
+    'transforms',
+    'inversion',
+    'bijectors',
+    'distributions',
+    'objectives',
+    '_layers',
+    'keras',
+    'tf_keras',
+)
 
 
 def test_names_of_the_package():
@@ -30,7 +52,7 @@ def test_names_of_the_package():
         '__version__',
         'build_iaf_surrogate_posterior',
         'keras',
-        'masks',
+        'networks',
         'objectives',
         'tf_keras',
         'transforms',
@@ -42,10 +64,10 @@ def test_names_of_the_package():
 @pytest.mark.parametrize(
     ('module', 'names'),
     [
-        (tfp_iaf.keras, ['IAFSampling', 'KLWarmup']),
-        (tfp_iaf.tf_keras, ['IAFSampling', 'KLWarmup']),
-        (tfp_iaf.masks, ['degrees', 'hidden_degrees', 'mask', 'permutation']),
-        (tfp_iaf.objectives, ['free_bits', 'importance_weighted_log_likelihood']),
+        (tfp_iaf.keras, ['IAFPosterior', 'IAFSampling', 'KLWarmup', 'PosteriorSampling']),
+        (tfp_iaf.tf_keras, ['IAFPosterior', 'IAFSampling', 'KLWarmup', 'PosteriorSampling']),
+        (tfp_iaf.networks, ['MaskedAutoregressiveNetwork', 'Network']),
+        (tfp_iaf.objectives, ['free_bits']),
         (tfp_iaf.transforms, ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
@@ -85,31 +107,174 @@ def test_keras_on_another_backend(monkeypatch):
         specification.loader.exec_module(importlib.util.module_from_spec(specification))
 
 
-@pytest.mark.parametrize('version', ['0.25.0', '0.25.1', '0.25.0-dev20240926', '0.25.0rc1'])
-def test_supported_version_of_tfp(version):
-    _requirements.check(version)
-
-
-@pytest.mark.parametrize('version', ['0.24.0', '0.26.0', '0.2.5', '1.0', '0.250.0'])
-def test_unsupported_version_of_tfp(version):
-    with raises(ImportError, 'tensorflow_probability', version, '0.25', 'pip install'):
-        _requirements.check(version)
-
-
-def test_import_checks_the_version(monkeypatch):
-    monkeypatch.setattr(tfp, '__version__', '0.26.0')
-    with raises(ImportError, 'tensorflow_probability', '0.26.0', '0.25', 'pip install'):
-        importlib.reload(tfp_iaf)
+# Versions of TensorFlow and TFP
 
 
 @pytest.mark.parametrize(
-    ('module', 'name'),
-    [('tensorflow.python.no_such_module', 'anything'), ('tensorflow.python.eager.record', 'no_such_name')],
+    'version', ['0.25.0', '0.25.1', '0.25.0-dev20240926', '0.25.0rc1', '0.26.0', '0.26.0-dev20251120', 'unknown']
 )
-def test_tensorflow_that_lacks_what_is_internal(monkeypatch, module, name):
-    monkeypatch.setattr(_requirements, '_INTERNAL', {module: (name,)})
-    with raises(ImportError, 'tensorflow', tf.__version__, f'{module}.{name}', 'pip install'):
+def test_supported_version_of_tfp(version, recwarn):
+    _compat.check_versions(version)
+    assert not recwarn
+
+
+@pytest.mark.parametrize('version', ['0.24.0', '0.24.9-dev20240101', '0.2.5'])
+def test_version_of_tfp_that_is_too_old(version):
+    with raises(ImportError, 'tensorflow_probability', version, 'expected 0.25 or newer', 'pip install'):
+        _compat.check_versions(version)
+
+
+@pytest.mark.parametrize('version', ['0.27.0', '1.0', '0.250.0', '0.27.0-dev20260101'])
+def test_version_of_tfp_that_is_not_known_yet(version):
+    with pytest.warns(UserWarning) as caught:
+        _compat.check_versions(version)
+    (message,) = (str(warning.message) for warning in caught)
+    for part in ('tensorflow_probability', version, 'not tested', '0.25 and 0.26', 'install'):
+        assert part in message
+
+
+def test_import_checks_the_version(monkeypatch):
+    monkeypatch.setattr(tfp, '__version__', '0.24.0')
+    with raises(ImportError, 'tensorflow_probability', '0.24.0', '0.25', 'pip install'):
         importlib.reload(tfp_iaf)
+    monkeypatch.setattr(tfp, '__version__', '0.27.0')
+    with pytest.warns(UserWarning, match=r'0\.27\.0'):
+        importlib.reload(tfp_iaf)
+
+
+def _without(monkeypatch, module):
+    """The module `_compat` as it would be without a private module."""
+    monkeypatch.setitem(sys.modules, module, None)
+    specification = importlib.util.spec_from_file_location('without', _compat.__file__)
+    made = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ('module', 'parts'),
+    [
+        ('tensorflow.python.util.nest', ['tensorflow:', tf.__version__, 'expected']),
+        ('tensorflow_probability.python.internal.cache_util', ['tensorflow_probability:', tfp.__version__, 'expected']),
+    ],
+)
+def test_version_that_lacks_what_nothing_can_stand_in_for(monkeypatch, module, parts):
+    with raises(ImportError, *parts, 'lacks', 'pip install'):
+        _without(monkeypatch, module)
+
+
+@pytest.mark.parametrize(
+    ('module', 'is_trusted'),
+    [('tensorflow.python.eager.record', True), ('tensorflow.python.ops.gradients_util', False)],
+)
+def test_caches_are_not_trusted_where_tapes_cannot_be_asked(monkeypatch, module, is_trusted):
+    made, value = _without(monkeypatch, module), tf.constant(1.0)
+    for compat, expected in ((_compat, True), (made, is_trusted)):
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            assert compat.tapes_have_seen([tf.identity(value)], [value]) == expected
+            assert not compat.tapes_have_seen([tf.constant(1.0)], [value])
+
+
+# What has a fallback, and what the package must still do without it.
+FALLBACKS = (
+    'tensorflow.python.eager.record',
+    'tensorflow.python.ops.gradients_util',
+    'tensorflow_probability.python.bijectors.chain',
+    'tensorflow_probability.python.bijectors.invert',
+    'tensorflow_probability.python.distributions.independent',
+    'tensorflow_probability.python.distributions.transformed_distribution',
+    'tensorflow_probability.python.internal.nest_util',
+)
+WITHOUT_PRIVATE_SYMBOLS = """
+import importlib, sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+tfd, tfb = tfp.distributions, tfp.bijectors
+kept = {name: importlib.import_module(name) for name in FALLBACKS}
+sys.modules.update(dict.fromkeys(kept))  # each import of them fails
+import tfp_iaf
+sys.modules.update(kept)
+from tfp_iaf import _compat
+assert _compat.Chain is tfb.Chain and _compat.Invert is tfb.Invert
+
+# With a context, cached and not, with gradients through both directions, and after an assignment.
+made = tfp_iaf.IAFPosterior(10, 2, (12,), context_shape=2, seed=0, dtype=tf.float64)
+loc, context = tf.zeros([5, 10], tf.float64), tf.ones([5, 2], tf.float64)
+for _ in range(2):
+    q = made(loc, tf.ones_like(loc), context)
+    z = q.sample(3, seed=(1, 2))
+    gradients = []
+    for value in (z, tf.identity(z)):
+        with tf.GradientTape() as tape:
+            log_q = q.log_prob(value)
+        gradients.append(tape.gradient(log_q, made.trainable_variables))
+        np.testing.assert_allclose(log_q, q.log_prob(tf.identity(z)), rtol=1e-9)
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+    for variable in made.trainable_variables:
+        variable.assign_add(0.1 * tf.ones_like(variable))
+np.testing.assert_allclose(tf.function(q.log_prob)(tf.identity(z)), q.log_prob(tf.identity(z)), rtol=1e-9)
+
+q = tfp_iaf.build_iaf_surrogate_posterior({'a': [], 'b': [2]}, {'a': tfb.Exp(), 'b': None}, seed=0)
+z, log_q = q.experimental_sample_and_log_prob(5)
+np.testing.assert_allclose(q.log_prob({'a': tf.identity(z['a']), 'b': tf.identity(z['b'])}), log_q, rtol=1e-3)
+"""
+
+
+def test_package_works_without_the_private_symbols_that_have_fallbacks():
+    code = f'FALLBACKS = {FALLBACKS!r}\n{WITHOUT_PRIVATE_SYMBOLS}'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# Layers
+
+
+def _sources():
+    """The text of each file of the package, by its parts without the ending."""
+    for path in sorted(PACKAGE.rglob('*.py')):
+        yield path.relative_to(PACKAGE).with_suffix('').parts, path.read_text(encoding='utf-8')
+
+
+def _imported(tree):
+    """The modules and names of the package that a file imports, as parts."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split('.')[0] == 'tfp_iaf' for alias in node.names), 'from tfp_iaf import ...'
+        elif isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'tfp_iaf':
+            assert node.level == 0
+            _, *inner = node.module.split('.')
+            for alias in node.names:
+                yield (*inner, alias.name)
+
+
+def test_all_files_have_a_layer():
+    assert {parts[0] for parts, _ in _sources()} == {'__init__', *LAYERS}
+
+
+def test_imports_point_one_way():
+    """Of the package's files, and within a folder from what its base is made of to what is made of it."""
+    found = 0
+    for parts, text in _sources():
+        if parts == ('__init__',):
+            continue
+        own = LAYERS.index(parts[0])
+        for used in _imported(ast.parse(text)):
+            found += 1
+            assert LAYERS.index(used[0]) <= own, f'{parts} imports {used}'
+            if used[0] == parts[0]:
+                # The base comes first, and nothing within a folder goes through its __init__.
+                assert len(parts) == 2 and parts[1] != '_base', f'{parts} imports {used}'
+                assert parts[1] == '__init__' or used[1].startswith('_'), f'{parts} imports {used}'
+    assert found > len(MODULES)
+
+
+def test_private_symbols_are_imported_in_one_place():
+    private = ('tensorflow.python', 'tensorflow_probability.python', 'keras.src')
+    users = {parts for parts, text in _sources() if any(name in text for name in private)}
+    assert users == {('_compat',)}
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -123,6 +288,7 @@ def test_examples_in_the_documentation_run(name):
 def test_everything_public_is_documented(name):
     module = importlib.import_module(name)
     assert module.__doc__ or name == 'tfp_iaf._version'
+    assert hasattr(module, '__all__') or name == 'tfp_iaf._version' or name == 'tfp_iaf._layers'
     for public in getattr(module, '__all__', []):
         value = getattr(module, public)
         if inspect.isclass(value) or inspect.isfunction(value):

@@ -102,13 +102,26 @@ class CachedBijector(tfp.bijectors.Bijector):
 
     # These go through the public directions, so that the value computed with a log-det is in the cache as well.
 
-    def _forward_log_det_jacobian(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+    def _forward_attributes(self, x: Any, **kwargs: Any) -> dict[str, Any]:
         y = self.forward(x, **kwargs)
-        return -self._cache.inverse_attributes(y, **kwargs)['ildj']
+        attributes = self._cache.inverse_attributes(y, **kwargs)
+        if 'dependencies' in attributes:
+            return attributes
+        # Not kept, since no tape has seen a way from the variables to the result; there may be none.
+        return self._augmented_forward(tf.convert_to_tensor(x, dtype=y.dtype), **kwargs)[1]
+
+    def _inverse_attributes(self, y: Any, **kwargs: Any) -> dict[str, Any]:
+        x = self.inverse(y, **kwargs)
+        attributes = self._cache.forward_attributes(x, **kwargs)
+        if 'dependencies' in attributes:
+            return attributes
+        return self._augmented_inverse(tf.convert_to_tensor(y, dtype=x.dtype), **kwargs)[1]
+
+    def _forward_log_det_jacobian(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+        return -self._forward_attributes(x, **kwargs)['ildj']
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor, **kwargs: Any) -> tf.Tensor:
-        x = self.inverse(y, **kwargs)
-        return self._cache.forward_attributes(x, **kwargs)['ildj']
+        return self._inverse_attributes(y, **kwargs)['ildj']
 
     def forward_log_derivatives(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
         """Returns the log-derivative of each entry of y by its own entry of x: the summands of the log-det.
@@ -123,10 +136,8 @@ class CachedBijector(tfp.bijectors.Bijector):
         >>> bool(tf.reduce_all(tf.abs(tf.reduce_sum(log_derivatives, axis=-1) - log_det) < 1e-5))
         True
         """
-        y = self.forward(x, **kwargs)
-        return self._cache.inverse_attributes(y, **kwargs)['log_derivatives']
+        return self._forward_attributes(x, **kwargs)['log_derivatives']
 
     def inverse_log_derivatives(self, y: tf.Tensor, **kwargs: Any) -> tf.Tensor:
         """Returns the log-derivative of each entry of x by its own entry of y, like `forward_log_derivatives`."""
-        x = self.inverse(y, **kwargs)
-        return -self._cache.forward_attributes(x, **kwargs)['log_derivatives']
+        return -self._inverse_attributes(y, **kwargs)['log_derivatives']

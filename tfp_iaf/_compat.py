@@ -188,6 +188,5 @@ def is_injective(bijector: tfp.bijectors.Bijector) -> bool:
 
 def calling_keras_layer() -> Any:
     """Returns the outermost Keras 3 layer, such as a model, that is being called, or `None`; it imports no Keras."""
-    state = sys.modules.get('keras.src.backend.common.global_state')
-    context = state.get_global_attribute('current_call_ctx') if hasattr(state, 'get_global_attribute') else None
-    return getattr(context, 'entry_layer', None)
+    get_attribute = getattr(sys.modules.get('keras.src.backend.common.global_state'), 'get_global_attribute', None)
+    return None if get_attribute is None else getattr(get_attribute('current_call_ctx'), 'entry_layer', None)

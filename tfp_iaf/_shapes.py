@@ -1,4 +1,4 @@
-"""Leading shapes, and events that are flattened and given their shape back."""
+"""Leading shapes: of tensors whose last axes are those of an event."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-__all__ = ['Lead', 'flattened', 'lead_of', 'reshaped', 'rows_of']
+__all__ = ['Lead', 'lead_of', 'reshaped', 'rows_of']
 
 
 class Lead(NamedTuple):
@@ -57,14 +57,3 @@ def rows_of(value: tf.Tensor, event_size: int) -> tf.Tensor:
     if value.shape.rank == 2 and value.shape[1] == event_size:
         return value
     return tf.reshape(value, [-1, event_size])
-
-
-def flattened(value: tf.Tensor, event_shape: tf.TensorShape) -> tf.Tensor:
-    """Returns a tensor `[..., *event_shape]` as `[..., D]`, with one axis for the entries of an event.
-
-    >>> flattened(tf.zeros([5, 8, 8]), tf.TensorShape([8, 8])).shape
-    TensorShape([5, 64])
-    """
-    if event_shape.rank == 1:
-        return value
-    return reshaped(value, lead_of(value, event_shape.rank), [event_shape.num_elements()])

@@ -14,9 +14,9 @@ __all__ = ['check_keras_tracks']
 def check_keras_tracks(module: tf.Module) -> None:
     """Raises an error if a Keras 3 model is being called that has the module as an attribute, but not its variables.
 
-    Keras 3 looks for variables in its own layers alone: `fit` would not train those of a plain module, and no file have
-    them. A module that the model does not hold, such as one that a function closes over, is left alone. Outside the call
-    of a model or layer nobody can tell.
+    Keras 3 looks for variables in its own layers alone: `fit` would not train those of a plain module, and no file
+    would have them. A module that the model does not hold, such as one that a function closes over, is left alone.
+    Outside the call of a model or layer nobody can tell.
     """
     model = _compat.calling_keras_layer()
     if model is None:
@@ -30,7 +30,7 @@ def check_keras_tracks(module: tf.Module) -> None:
         raise ValueError(
             f'{module.name}: got a call within the Keras model {model.name!r}, which has it as an attribute, but would '
             f'neither train nor save its variables, such as {missing[0]!r}, since Keras 3 finds them in layers alone. '
-            f'Make it as a tfp_iaf.keras.IAFPosterior, with the same arguments; to keep it as it is, with trainable=False.'
+            f'Make it as a tfp_iaf.keras.IAFPosterior with the same arguments, and trainable=False to keep it as it is.'
         )
 
 

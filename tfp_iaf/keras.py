@@ -139,6 +139,9 @@ class PosteriorSampling(SamplingLayer, _Keras3, keras.layers.Layer):
         self._seed_generator.state.assign(store['seed_state'])
         super().load_own_variables({key: store[key] for key in store.keys() if key != 'seed_state'})
 
+    def _reason_against_time_distributed(self) -> str | None:
+        return 'passes on one input alone in Keras 3'
+
     def compute_output_spec(
         self, inputs: Any, prior: Any = None, training: Any = None
     ) -> tuple[keras.KerasTensor, keras.KerasTensor]:

@@ -91,6 +91,11 @@ class PosteriorSampling(SamplingLayer, _Keras2, tf_keras.layers.Layer):
         self._seed_state.assign_add(tf.constant([0, 1], tf.int64))
         return seed
 
+    def _reason_against_time_distributed(self) -> str | None:
+        return (
+            None if self.kl_weight is None else 'calls it in a loop that no KL term gets out of (kl_weight=None would)'
+        )
+
 
 @tf_keras.saving.register_keras_serializable(package='tfp_iaf')
 class IAFSampling(IAFSamplingLayer, PosteriorSampling):
@@ -119,7 +124,9 @@ class IAFPosterior(PosteriorLayer, _Keras2, tf_keras.layers.Layer):
     """
 
     def _is_symbolic(self, value: Any) -> bool:
-        return bool(tf_keras.backend.is_keras_tensor(value)) if tf.is_tensor(value) else hasattr(value, '_keras_history')
+        return (
+            bool(tf_keras.backend.is_keras_tensor(value)) if tf.is_tensor(value) else hasattr(value, '_keras_history')
+        )
 
     def _adopt(self, variables: Iterable[tf.Variable]) -> None:
         self._adopted = list(variables)

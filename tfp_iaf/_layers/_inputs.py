@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,8 @@ Shape = tuple[int, ...]
 _ARGUMENTS = ('z_mean', 'z_log_var', 'context')
 _INPUTS = 'a list of [z_mean, z_log_var] or [z_mean, z_log_var, context], in this order'
 _FOLD = (
-    'A known number of steps is part of one event: keras.Input([10, 2]). For latents of their own at each of any number '
-    'of steps, fold time into the batch: reshape the inputs to [batch * time, ...], call the layer, and reshape z back.'
+    'A known number of steps is part of one event: keras.Input([10, 2]). For latents of their own at each step, '
+    'however many there are, fold time into the batch: reshape the inputs to [batch * time, ...], and reshape z back.'
 )
 
 
@@ -47,16 +48,14 @@ def check_call(inputs: Any, others: tuple[Any, ...], prior: Any, keras_name: str
                 )
 
 
-def check_not_time_distributed(layer: Any, wrapper: type) -> None:
-    """Raises an error if a wrapper that drops one of several inputs is building the layer."""
-    frame = sys._getframe(1)
+def check_not_time_distributed(layer: Any, wrapper: type, reason: str) -> None:
+    """Raises an error if the wrapper `TimeDistributed`, under which the layer would not work, is building it."""
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get('self')
-        if isinstance(caller, wrapper) and caller.layer is layer:
-            raise ValueError(
-                f'inputs: got {layer.name!r} within TimeDistributed, which passes on one input alone in Keras 3. {_FOLD}'
-            )
-        frame = frame.f_back  # type: ignore[assignment]
+        if isinstance(caller, wrapper) and caller.layer is layer:  # type: ignore[attr-defined]
+            raise ValueError(f'inputs: got {layer.name!r} within TimeDistributed, which {reason}. {_FOLD}')
+        frame = frame.f_back
 
 
 def checked_shapes(input_shape: Any) -> list[Shape]:

@@ -7,12 +7,11 @@ from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_iaf import _compat
 
 __all__ = ['Draw', 'Prior', 'draw', 'entries_of', 'is_by_entry', 'kl_divergence', 'log_prob']
-
-tfd = tfp.distributions
 
 # A scalar distribution is the prior of every entry. A function maps z to log p(z).
 Prior: TypeAlias = Callable[[tf.Tensor], tf.Tensor] | tfd.Distribution
@@ -160,8 +159,8 @@ def _base_of(q: tfd.Distribution) -> tfd.Distribution | None:
 
 
 def _sample_of_every_row(base: tfd.Distribution, q: tfd.Distribution, seed: tf.Tensor) -> tf.Tensor:
-    # Rows of q that the base does not have would all get the same noise. Not always tfd.BatchBroadcast, which divides by
-    # zero if there are no rows.
+    # Rows of q that the base does not have would all get the same noise. tfd.BatchBroadcast comes last, since it divides
+    # by zero if there are no rows.
     if base.batch_shape.rank == 0:
         return base.sample(q.batch_shape_tensor(), seed=seed)
     if base.batch_shape.as_list() == q.batch_shape.as_list():

@@ -138,8 +138,8 @@ class PosteriorLayer:
         if self._is_symbolic(value):
             raise TypeError(
                 f'{argument}: got the symbolic tensor {value!r} for {self.name}, expected a tensor: the result is a '
-                f'distribution, which cannot be in a functional model. Make it in the call or the train_step of a model '
-                f'that holds {self.name} as an attribute; or take IAFSampling, which returns tensors.'
+                f'distribution, which cannot be in a functional model. Make it in the call or the train_step of a '
+                f'model or layer that has {self.name} as an attribute; or take IAFSampling, which returns tensors.'
             )
         if tf.is_tensor(value) and not isinstance(value, tf.Variable) and value.dtype.is_floating:
             return tf.cast(value, self.flow.dtype)
@@ -163,5 +163,7 @@ class PosteriorLayer:
     @classmethod
     def from_config(cls: type[PosteriorT], config: dict[str, Any]) -> PosteriorT:
         """Makes the layer from what `get_config` returned."""
-        made = {key: cls._deserialize(config[key]) for key in ('activation', 'transform') if key in config}
+        made: dict[str, Any] = {
+            key: cls._deserialize(config[key]) for key in ('activation', 'transform') if key in config
+        }
         return cls(**{**config, **made})

@@ -1,4 +1,4 @@
-"""The prior p(z) of a Keras layer: None, a distribution, a function, a layer that is trained, or tensors at the call."""
+"""The prior p(z) of a Keras layer: a distribution, a function, a layer that is trained, or tensors at the call."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_iaf._layers._kl import Prior, entries_of
 
 __all__ = ['check_shape', 'checked_prior', 'gaussian', 'is_factorised']
-
-tfd = tfp.distributions
 
 
 def gaussian(mean: Any, log_var: Any, dtype: tf.DType) -> tfd.Normal:

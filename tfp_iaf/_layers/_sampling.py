@@ -7,20 +7,18 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_iaf import objectives
 from tfp_iaf._checks import checked_dtype, checked_number, checked_size
 from tfp_iaf._layers import _inputs, _kl, _priors
 from tfp_iaf._layers._inputs import Shape
-from tfp_iaf._layers._kl_weight import KLWarmupState
+from tfp_iaf._layers._warmup_state import KLWarmupState
 from tfp_iaf.networks._base import random_generator
 
 __all__ = ['SamplingLayer']
 
 LayerT = TypeVar('LayerT', bound='SamplingLayer')
-
-tfd = tfp.distributions
 
 
 class SamplingLayer:
@@ -32,6 +30,7 @@ class SamplingLayer:
     _variable_of: Any
     _make_seeds: Any
     _next_seed: Any
+    _reason_against_time_distributed: Any
     _serialize: ClassVar[Any]
     _deserialize: ClassVar[Any]
     name: str
@@ -69,9 +68,9 @@ class SamplingLayer:
             raise ValueError(f'free_bits_axis: got {free_bits_axis!r} without free_bits, whose groups it describes.')
         if free_bits_axis is not None and not _priors.is_factorised(prior):
             raise ValueError(
-                f'free_bits_axis: got {free_bits_axis!r} with the prior {prior}, under which log p(z) is not a sum over '
-                f'the entries of z, and so a group of them has no KL of its own. Leave it out (all of z is then one '
-                f'group), or take a prior of independent entries, such as a tfd.Normal.'
+                f'free_bits_axis: got {free_bits_axis!r} with the prior {prior}, under which log p(z) is not a sum '
+                f'over the entries of z, so that a group of them has no KL of its own. Leave it out (all of z is then '
+                f'one group), or take a prior of independent entries, such as a tfd.Normal.'
             )
         self._kl_weight: Any = None
         self._kl_warmup: Any = None
@@ -110,8 +109,9 @@ class SamplingLayer:
         super().build(input_shape)  # type: ignore[misc]
 
     def _set_shapes(self, input_shape: Any) -> None:
-        if self._keras.__name__ == 'keras':
-            _inputs.check_not_time_distributed(self, self._keras.layers.TimeDistributed)
+        reason = self._reason_against_time_distributed()
+        if reason is not None:
+            _inputs.check_not_time_distributed(self, self._keras.layers.TimeDistributed, reason)
         shapes = _inputs.checked_shapes(input_shape)
         _priors.check_shape(self.prior, shapes[0][1:], self._flow_dtype)
         self._event_shape = shapes[0][1:]
@@ -129,8 +129,8 @@ class SamplingLayer:
             raise TypeError(f'posterior: returned {q!r}, expected {expected}.')
         if q.dtype != self._flow_dtype:
             raise TypeError(
-                f'posterior: returned {q}, expected dtype {self._flow_dtype.name}, that of {self.name}. Cast what it is '
-                f'made of; a layer in it takes dtype={self._flow_dtype.name!r}.'
+                f'posterior: returned {q}, expected dtype {self._flow_dtype.name}, that of {self.name}. Cast what it '
+                f'is made of; a layer in it takes dtype={self._flow_dtype.name!r}.'
             )
         if not q.event_shape.is_compatible_with(shapes[0]) or not q.batch_shape.is_compatible_with([1]):
             raise ValueError(
@@ -145,8 +145,8 @@ class SamplingLayer:
             self._groups()
             if not _kl.is_by_entry(q, self._prior_in_force(None)):
                 raise ValueError(
-                    f'free_bits_axis: got {self.free_bits_axis!r} with the posterior {q}, whose KL is not known by entry, '
-                    f'so that a group of entries has none of its own. Leave it out: all of z is then one group.'
+                    f'free_bits_axis: got {self.free_bits_axis!r} with the posterior {q}, whose KL is not known by '
+                    f'entry, so that a group of entries has none of its own. Leave it out: all of z is then one group.'
                 )
 
     def __call__(self, inputs: Any, *args: Any, prior: Any = None, **kwargs: Any) -> Any:
@@ -171,8 +171,8 @@ class SamplingLayer:
             )
         if self._kl_weight is None:
             raise ValueError(
-                f'prior: got one at the call of {self.name} without a KL term to use it in. Leave kl_weight at 1.0, for '
-                f'the ELBO.'
+                f'prior: got one at the call of {self.name} without a KL term to use it in. Leave kl_weight at 1.0, '
+                f'for the ELBO.'
             )
 
     def call(self, inputs: Sequence[tf.Tensor], prior: Any = None, training: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -186,7 +186,8 @@ class SamplingLayer:
 
     def _prior_in_force(self, parameters: Any) -> _kl.Prior:
         if parameters is not None:
-            return _priors.gaussian(*parameters, self._flow_dtype)
+            mean, log_var = parameters
+            return _priors.gaussian(mean, log_var, self._flow_dtype)
         return _priors.gaussian(0.0, 0.0, self._flow_dtype) if self.prior is None else self.prior
 
     def _add_kl(self, kl: tf.Tensor, training: Any) -> None:
@@ -207,12 +208,12 @@ class SamplingLayer:
     def _groups(self) -> set[int]:
         """Returns the axes of z along which groups of free bits lie."""
         rank = 1 + len(self._event_shape or ())
-        axes = self.free_bits_axis
-        axes = [] if axes is None else [axes] if isinstance(axes, int) else list(axes)
+        axis = self.free_bits_axis
+        axes = [] if axis is None else [axis] if isinstance(axis, int) else list(axis)
         if not all(0 < axis < rank or -rank < axis < 0 for axis in axes):
             raise ValueError(
-                f'free_bits_axis: got {self.free_bits_axis!r}, expected -1 for the last axis of z, or one or more of 1 to '
-                f'{rank - 1}. Axis 0 is the batch, over which free bits take the mean.'
+                f'free_bits_axis: got {self.free_bits_axis!r}, expected -1 for the last axis of z, or one or more of '
+                f'1 to {rank - 1}. Axis 0 is the batch, over which free bits take the mean.'
             )
         return {axis % rank for axis in axes}
 

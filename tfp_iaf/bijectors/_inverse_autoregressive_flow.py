@@ -150,6 +150,11 @@ class InverseAutoregressiveFlow(CachedBijector):
         return self._context
 
     @property
+    def _knows_context(self) -> bool:
+        """Whether the network tells the shape of its context, and so which axes are batch axes."""
+        return isinstance(self._signature.context_shape, tf.TensorShape)
+
+    @property
     def _context_ndims(self) -> int:
         shape = self._signature.context_shape
         return shape.rank if isinstance(shape, tf.TensorShape) else 1
@@ -192,7 +197,7 @@ class InverseAutoregressiveFlow(CachedBijector):
         x = self._checked_event('x', x, context)
         x, nan = split_off_nan(x, self._event_ndims)
         finite_context = None if context is None else tf.convert_to_tensor(context)
-        if finite_context is not None and finite_context.dtype.is_floating:
+        if finite_context is not None and self._knows_context and finite_context.dtype.is_floating:
             finite_context, of_context = split_off_nan(finite_context, self._context_ndims)
             if self._context_ndims != self._event_ndims:
                 of_context = reshaped(of_context, lead_of(of_context, self._context_ndims), [1] * self._event_ndims)
@@ -210,7 +215,7 @@ class InverseAutoregressiveFlow(CachedBijector):
             y,
             context,
             event_ndims=self._event_ndims,
-            context_ndims=self._context_ndims if isinstance(self._signature.context_shape, tf.TensorShape) else None,
+            context_ndims=self._context_ndims if self._knows_context else None,
             method=self._inverse_method,
         )
         if self.validate_args:

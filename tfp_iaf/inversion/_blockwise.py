@@ -90,7 +90,7 @@ def blockwise(
         return gather(value, np.argsort(layers.order), axis=-1)
 
     solve = _solver(layers, transform, num_blocks, differentiable)
-    arguments = rows(y, event_size), rows(first, layers.weights[0].shape[0]), *layers.weights, *layers.offsets[1:]
+    arguments = rows(y, event_size), rows(first, layers.weights[0].shape[1]), *layers.weights, *layers.offsets[1:]
     x, log_derivatives, image = solve(*arguments)
     return restored(x), restored(log_derivatives), restored(tf.stop_gradient(image))
 
@@ -147,9 +147,7 @@ def _solver(
                 first_order_only(value, dx, dlog_derivatives, y, *tensors) for value in (w, *cotangents)
             )
             of_weights = [
-                kernel.permitted(
-                    tf.matmul(cotangent, value, transpose_a=True), *(slice(0, size) for size in kernel.mask.shape)
-                )
+                kernel.whole(tf.matmul(value, cotangent, transpose_a=True))
                 for kernel, value, cotangent in zip(layers.kernels, transposed.values, cotangents, strict=True)
             ]
             of_biases = [tf.reduce_sum(cotangent, axis=0) for cotangent in cotangents[1:]]
@@ -176,14 +174,14 @@ def _solve(
     # Of each layer, by blocks: what goes into it, and what comes out.
     inputs: list[list[tf.Tensor]] = [[] for _ in runs]
     outputs: list[list[tf.Tensor]] = [[] for _ in runs]
-    for b, entries in enumerate(runs[0][1]):
+    for b, entries in enumerate(runs[0][0]):
         across, squares = [], []
         for kernel, weight, offset, known, (rows, columns) in zip(
             layers.kernels, weights, offsets, inputs, runs, strict=True
         ):
-            share = offset[..., rows[b]]
+            share = offset[..., columns[b]]
             if b:
-                share += product(_joined(known), weight[rows[b], : columns[b].start])
+                share += product(_joined(known), weight[: rows[b].start, columns[b]])
             across.append(share)
             squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]))
         target = y[:, entries]
@@ -252,10 +250,10 @@ class _Transposed:
         solution: list[tf.Tensor] = []
         cotangents: list[list[tf.Tensor]] = [[] for _ in kernels]
         for b in reversed(range(num_blocks)):
-            entries = runs[0][1][b]
+            entries = runs[0][0][b]
             across, squares = [], []
             for kernel, weight, later, (rows, columns) in zip(kernels, self._weights, cotangents, runs, strict=True):
-                strip = weight[rows[b].stop :, columns[b]]
+                strip = weight[rows[b], columns[b].stop :]
                 across.append(product(_joined(later), strip, transposed=True) if later else None)
                 squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]))
 
@@ -267,12 +265,12 @@ class _Transposed:
                 squares: Sequence[tf.Tensor] = squares,
             ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
                 upstream = self._direct[:, entries] - self._y_by_params[:, entries] * w[..., tf.newaxis]
-                totals = [rows_of(upstream, squares[-1].shape[0])]
+                totals = [rows_of(upstream, squares[-1].shape[1])]
                 for layer in reversed(range(len(kernels))):
                     total = product(totals[0], squares[layer], transposed=True)
                     total = total if across[layer] is None else total + across[layer]
                     if layer:
-                        total *= self._slopes_of_units[layer - 1][:, runs[layer][1][b]]
+                        total *= self._slopes_of_units[layer - 1][:, runs[layer][0][b]]
                     totals.insert(0, total)
                 return (self._right_side[:, entries] + totals[0]) / self._slope[:, entries], tuple(totals[1:])
 

@@ -89,7 +89,7 @@ class MaskedLayers:
     Attributes:
         order: The indices of the entries, in the order in which they come.
         kernels: How the kernel of each layer is masked and multiplied: `MaskedKernel` objects.
-        weights: The kernel of each layer, `[units out, units in]`.
+        weights: The kernel of each layer, `[units in, units out]`.
         offsets: What each layer adds to the product, `[units]`; for the first one, `[..., units]`, the context's share
             included.
         activation: The activation of the hidden layers.

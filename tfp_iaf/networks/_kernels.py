@@ -1,10 +1,8 @@
 """Masked products: how the kernel of a masked layer is stored, and how it is multiplied.
 
-A kernel is stored as one plain matrix `[units out, units in]`, rows and columns sorted by degree, so that its mask is
-block triangular. What is stored depends on the architecture alone. How it is multiplied is decided at the call: as
-one masked matrix or, where that was measured to be faster, in blocks that skip what the mask forbids.
-
-The layout `[out, in]` makes the rows of a block contiguous in memory.
+A kernel is stored as one plain matrix `[units in, units out]`, rows and columns sorted by degree, so that its mask is
+block triangular. What is stored depends on the architecture alone. How it is multiplied is decided at the call: as one
+masked matrix or, where that was measured to be faster, in blocks that skip what the mask forbids.
 """
 
 from __future__ import annotations
@@ -45,10 +43,10 @@ def _runs_on_cpu(value: tf.Tensor) -> bool:
 class MaskedKernel:
     r"""The mask of one layer, and the products with its kernel.
 
-    $$y = v\, (K \odot M)^\top$$
+    $$y = v\, (K \odot M)$$
 
-    In blocks, $y_b = v_{\le b}\, (K_{b, \le b} \odot M_{b, \le b})^\top$: what follows block b is not multiplied. See
-    Eq. `strips` of the mathematics page.
+    In blocks, $y = \sum_b v_b\, (K_{b, \ge b} \odot M_{b, \ge b})$: what block b may not reach is not multiplied. See
+    Eq. `blocks` of the mathematics page.
 
     Args:
         layers: The sorted degrees of every layer of the network.
@@ -61,14 +59,19 @@ class MaskedKernel:
         self._eager_masks: dict[tuple[int, int, int, int], tf.Tensor] = {}
 
     def runs(self, num_blocks: int) -> tuple[list[slice], list[slice]]:
-        """Returns the rows and the columns of each block of entries."""
-        of_layer = _masks.runs(self._layers, num_blocks)
-        return of_layer[self._layer + 1], of_layer[self._layer]
+        """Returns the units that go in and those that come out, for each block of entries."""
+        of_layers = _masks.runs(self._layers, num_blocks)
+        return of_layers[self._layer], of_layers[self._layer + 1]
 
     def permitted(self, weights: tf.Tensor, rows: slice, columns: slice) -> tf.Tensor:
         """Returns a part of the kernel, or of a gradient of it, with zeros for what the mask forbids."""
         # Not a product with the mask, which would turn an infinite forbidden weight into NaN.
         return tf.where(self._mask_of(rows, columns), weights, tf.zeros([], weights.dtype))
+
+    def whole(self, weights: tf.Tensor) -> tf.Tensor:
+        """Returns the kernel, or a gradient of it, with zeros for what the mask forbids."""
+        rows, columns = (slice(0, size) for size in self.mask.shape)
+        return self.permitted(weights, rows, columns)
 
     def _mask_of(self, rows: slice, columns: slice) -> tf.Tensor:
         part = self.mask[rows, columns]
@@ -86,64 +89,61 @@ class MaskedKernel:
     def __call__(self, values: tf.Tensor, weights: tf.Tensor, num_blocks: int) -> tf.Tensor:
         """Multiplies values `[N, in]` by the kernel; the result is `[N, out]`."""
         if num_blocks == 1:
-            rows, columns = (slice(0, size) for size in self.mask.shape)
-            return product(values, self.permitted(weights, rows, columns))
+            return product(values, self.whole(weights))
         return self._in_blocks(values, weights, *self.runs(num_blocks))
 
     def _in_blocks(
-        self, values: tf.Tensor, weights: tf.Tensor, rows: Sequence[slice], columns: Sequence[slice]
+        self, values: tf.Tensor, weights: tf.Tensor, inputs: Sequence[slice], outputs: Sequence[slice]
     ) -> tf.Tensor:
-        row_sizes, column_sizes = ([run.stop - run.start for run in runs] for runs in (rows, columns))
-        width = self.mask.shape[1]
-        # Each block of rows, and the columns that it may use.
-        reach = [(block, slice(0, column.stop)) for block, column in zip(rows, columns, strict=True)]
+        input_sizes, output_sizes = ([run.stop - run.start for run in runs] for runs in (inputs, outputs))
+        # What each block of inputs may reach. Its rows are contiguous in memory.
+        reach = [slice(run.start, self.mask.shape[1]) for run in outputs]
 
         # What autodiff would give, without padding each part of the gradient to the whole and adding them up.
         @tf.custom_gradient
         def multiplied(
             values: tf.Tensor, weights: tf.Tensor
         ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+            by_block = tf.split(values, input_sizes, axis=-1)
             strips = [
-                self.permitted(_leading(block, used.stop), block_rows, used)
-                for block, (block_rows, used) in zip(tf.split(weights, row_sizes), reach, strict=True)
+                self.permitted(_trailing(rows, used.start), run, used)
+                for rows, run, used in zip(tf.split(weights, input_sizes), inputs, reach, strict=True)
             ]
-            known = [_leading(values, used.stop) for _, used in reach]
+            # For each block of outputs, what the inputs up to it contribute.
+            shares: list[list[tf.Tensor]] = [[] for _ in outputs]
+            for b, (value, strip) in enumerate(zip(by_block, strips, strict=True)):
+                for of_output, share in zip(
+                    shares[b:], tf.split(product(value, strip), output_sizes[b:], axis=-1), strict=True
+                ):
+                    of_output.append(share)
 
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                by_block = tf.split(upstream, row_sizes, axis=-1)
-                # For each block of columns, what the rows from there on contribute.
-                parts: list[list[tf.Tensor]] = [[] for _ in columns]
-                for i, (part, strip) in enumerate(zip(by_block, strips, strict=True)):
-                    for j, share in enumerate(
-                        tf.split(product(part, strip, transposed=True), column_sizes[: i + 1], axis=-1)
-                    ):
-                        parts[j].append(share)
-                of_values = tf.concat([tf.add_n(shares) for shares in parts], axis=-1)
+                reached = [_trailing(upstream, used.start) for used in reach]
+                of_values = [product(part, strip, transposed=True) for part, strip in zip(reached, strips, strict=True)]
                 of_rows = []
-                for part, value, (block_rows, used) in zip(by_block, known, reach, strict=True):
-                    of_strip = self.permitted(tf.matmul(part, value, transpose_a=True), block_rows, used)
-                    if used.stop < width:
-                        rest = tf.zeros([block_rows.stop - block_rows.start, width - used.stop], of_strip.dtype)
-                        of_strip = tf.concat([of_strip, rest], axis=1)
+                for value, part, run, used in zip(by_block, reached, inputs, reach, strict=True):
+                    of_strip = self.permitted(tf.matmul(value, part, transpose_a=True), run, used)
+                    if used.start:
+                        before = tf.zeros([run.stop - run.start, used.start], of_strip.dtype)
+                        of_strip = tf.concat([before, of_strip], axis=1)
                     of_rows.append(of_strip)
-                return of_values, tf.concat(of_rows, axis=0)
+                return tf.concat(of_values, axis=-1), tf.concat(of_rows, axis=0)
 
-            outputs = [product(value, strip) for value, strip in zip(known, strips, strict=True)]
-            return tf.concat(outputs, axis=-1), gradient
+            return tf.concat([tf.add_n(parts) for parts in shares], axis=-1), gradient
 
         return multiplied(values, weights)
 
 
-def _leading(value: tf.Tensor, size: int) -> tf.Tensor:
-    return value if value.shape[1] == size else value[:, :size]
+def _trailing(value: tf.Tensor, start: int) -> tf.Tensor:
+    return value[:, start:] if start else value
 
 
 def product(values: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:
-    """Multiplies values `[N, in]` by a kernel `[out, in]`; transposed, values `[N, out]` by the kernel."""
+    """Multiplies values by a kernel `[in, out]`, or by its transpose."""
     # A layer with fewer units than entries leaves blocks without units; XLA on a CPU cannot multiply by nothing.
     if 0 in kernel.shape:
-        return tf.zeros([tf.shape(values)[0], kernel.shape[1 if transposed else 0]], values.dtype)
-    return tf.matmul(values, kernel, transpose_b=not transposed)
+        return tf.zeros([tf.shape(values)[0], kernel.shape[0 if transposed else 1]], values.dtype)
+    return tf.matmul(values, kernel, transpose_b=transposed)
 
 
 def gather(value: tf.Tensor, order: np.ndarray, axis: int) -> tf.Tensor:

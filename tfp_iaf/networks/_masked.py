@@ -34,8 +34,8 @@ _OUTPUT_SCALE = 0.1
 class MaskedAutoregressiveNetwork(tf.Module):
     r"""A masked network whose parameters for an entry depend on the entries before it and on all of a context.
 
-    $$v^1 = a((W^1 \odot M^1) x + U h + b^1), \quad v^{l+1} = a((W^{l+1} \odot M^{l+1}) v^l + b^{l+1}), \quad
-      \mathrm{params} = (W^{L+1} \odot M^{L+1}) v^L + b^{L+1}$$
+    $$v^1 = a(x (W^1 \odot M^1) + h U + b^1), \quad v^{l+1} = a(v^l (W^{l+1} \odot M^{l+1}) + b^{l+1}), \quad
+      \mathrm{params} = v^L (W^{L+1} \odot M^{L+1}) + b^{L+1}$$
 
     with masks M such that $\mathrm{params}_i$ is a function of $x_{<i}$ and of the context h. "Before" refers to the
     network's `order`. Masks are applied at every call, so nothing that is stored in the kernels, by an optimizer, an
@@ -45,7 +45,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
     Every output reacts to every entry before it if each hidden layer has at least D - 1 units (D with a context),
     where D is the number of entries of an event.
 
-    Checkpoints depend on the architecture alone: each kernel is one matrix `[units out, units in]`, with rows and
+    Checkpoints depend on the architecture alone: each kernel is one matrix `[units in, units out]`, with rows and
     columns sorted by degree.
 
     Args:
@@ -124,24 +124,23 @@ class MaskedAutoregressiveNetwork(tf.Module):
     def _build(self, rng: np.random.Generator, make_variable: VariableFactory) -> None:
         dtype = self._dtype.as_numpy_dtype
 
-        def normal(columns: int, fan_in: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        def normal(rows: int, fan_in: np.ndarray, scale: float = 1.0) -> np.ndarray:
             # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
             # pre-activation of the same variance.
-            weights = scale * rng.standard_normal([columns, fan_in.size]) / np.sqrt(np.maximum(fan_in, 1))
-            return weights.T.astype(dtype)
+            return (scale * rng.standard_normal([rows, fan_in.size]) / np.sqrt(np.maximum(fan_in, 1))).astype(dtype)
 
         kernels, biases = [], []
         self._context_kernel = None
         for i, kernel in enumerate(self._masked_kernels):
             mask = kernel.mask
-            fan_in = mask.sum(axis=1)
+            fan_in = mask.sum(axis=0)
             if i == 0 and self._context_shape is not None:
                 context_size = self._context_shape.num_elements()
                 fan_in = fan_in + context_size
                 self._context_kernel = make_variable('context_kernel', normal(context_size, fan_in))
             scale = _OUTPUT_SCALE if i == len(self._masked_kernels) - 1 else 1.0
-            kernels.append(make_variable(f'kernel_{i}', normal(mask.shape[1], fan_in, scale) * mask))
-            biases.append(make_variable(f'bias_{i}', np.zeros(mask.shape[0], dtype)))
+            kernels.append(make_variable(f'kernel_{i}', normal(mask.shape[0], fan_in, scale) * mask))
+            biases.append(make_variable(f'bias_{i}', np.zeros(mask.shape[1], dtype)))
         self._kernels, self._biases = tuple(kernels), tuple(biases)
 
     @property
@@ -229,7 +228,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         if context is not None:
             context = tf.convert_to_tensor(context)
             rows = rows_of(context, self._context_shape.num_elements())
-            share = tf.matmul(rows, self._context_kernel, transpose_b=True) + biases[0]
+            share = tf.matmul(rows, self._context_kernel) + biases[0]
             biases[0] = reshaped(share, lead_of(context, self._context_shape.rank), [self._hidden_units[0]])
         return MaskedLayers(
             order=self._order,

@@ -90,12 +90,12 @@ def degrees(event_size: int, hidden_units: Sequence[int], params: int, condition
 
 
 def mask(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Returns the boolean mask `[len(outputs), len(inputs)]` of the connections that the degrees of two layers permit.
+    """Returns the boolean mask `[len(inputs), len(outputs)]` of the connections that the degrees of two layers permit.
 
     >>> mask(np.array([1, 2]), np.array([0, 1, 2])).astype(int).tolist()
-    [[0, 0], [1, 0], [1, 1]]
+    [[0, 1, 1], [0, 0, 1]]
     """
-    return outputs[:, np.newaxis] >= inputs[np.newaxis, :]
+    return outputs[np.newaxis, :] >= inputs[:, np.newaxis]
 
 
 def runs(layers: Sequence[np.ndarray], num_blocks: int) -> list[list[slice]]:

@@ -18,6 +18,7 @@ class Transform(abc.ABC):
     parameter. Instances are immutable and compare by value, since TFP's caches compare the bijectors that hold them; a
     frozen dataclass does both. Parameters near zero should mean a map near the identity.
 
+    >>> import dataclasses
     >>> import tfp_iaf
     >>> @dataclasses.dataclass(frozen=True)
     ... class Shift(Transform):
