@@ -1,0 +1,54 @@
+"""Files that earlier versions wrote still load, and give what they gave, however kernels are multiplied."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import tfp_iaf
+from tests import golden
+
+OUTPUTS = np.load(golden.FOLDER / 'outputs.npz')
+
+# Keras does not promise to read what a newer version wrote.
+KERAS_IS_OLDER = tuple(map(int, keras.__version__.split('.')[:2])) < tuple(
+    map(int, str(OUTPUTS['keras_version']).split('.')[:2])
+)
+
+
+@pytest.fixture(params=[None, 4], ids=['whole', 'in blocks'], autouse=True)
+def num_blocks(request, monkeypatch):
+    """No setting of speed may decide whether a file fits."""
+    if request.param is not None:
+        monkeypatch.setattr(tfp_iaf.MaskedAutoregressiveNetwork, '_num_blocks', lambda network, values: request.param)
+
+
+def test_checkpoint():
+    made = golden.posterior(seed=1)
+    assert np.abs(golden.outputs_of_posterior(made) - OUTPUTS['posterior']).max() > 1e-3
+    tf.train.Checkpoint(posterior=made).read(str(golden.FOLDER / 'checkpoint')).assert_consumed()
+    np.testing.assert_allclose(golden.outputs_of_posterior(made), OUTPUTS['posterior'], rtol=1e-4, atol=1e-4)
+
+
+def test_saved_model():
+    loaded = tf.saved_model.load(str(golden.FOLDER / 'saved_model'))
+    outputs = loaded.log_prob(*map(tf.constant, golden.INPUTS))
+    np.testing.assert_allclose(outputs, OUTPUTS['posterior'], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('library', ['keras', 'tf_keras'])
+def test_weights(library):
+    made = golden.model(library, seed=1)
+    assert np.abs(golden.outputs_of_model(made) - OUTPUTS[library]).max() > 1e-3
+    made.load_weights(golden.FOLDER / f'{library}.weights.h5')
+    np.testing.assert_allclose(golden.outputs_of_model(made), OUTPUTS[library], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('library', ['keras', 'tf_keras'])
+def test_whole_model(library):
+    if library == 'keras' and KERAS_IS_OLDER:
+        pytest.skip(f'the file was written by Keras {OUTPUTS["keras_version"]}, a newer one than {keras.__version__}')
+    load = {'keras': keras.models.load_model, 'tf_keras': tf_keras.models.load_model}[library]
+    made = load(golden.FOLDER / f'{library}.keras')
+    np.testing.assert_allclose(golden.outputs_of_model(made), OUTPUTS[library], rtol=1e-4, atol=1e-4)
