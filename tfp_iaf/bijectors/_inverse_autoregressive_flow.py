@@ -74,7 +74,7 @@ class InverseAutoregressiveFlow(CachedBijector):
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow",
         https://arxiv.org/abs/1606.04934, Eq. 10, 13, 14.
-        Eq. `step` and `log-det` of the mathematics page.
+        Eq. `change-of-variables`, `step` and `log-det` of the mathematics page.
 
     >>> import tensorflow_probability as tfp
     >>> import tfp_iaf

@@ -3,8 +3,8 @@
 Kernels are block triangular (see `networks._kernels`). For each block of entries, each layer has a strip, which leads
 from the blocks before, and a masked square on the diagonal. The strips are multiplied once; only the squares are
 iterated until nothing moves. All products together are those of about one network pass. The transposed system of the
-gradient has the same structure, from the last block to the first. See Eq. `blockwise` and `transposed-system` of the
-mathematics page.
+gradient has the same structure, from the last block to the first. See Eq. `blockwise`, `implicit-gradient` and
+`transposed-system` of the mathematics page.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class MaskedKernel:
     $$y = v\, (K \odot M)$$
 
     In blocks, $y = \sum_b v_b\, (K_{b, \ge b} \odot M_{b, \ge b})$: what block b may not reach is not multiplied. See
-    Eq. `blocks` of the mathematics page.
+    Eq. `strips` of the mathematics page.
 
     Args:
         layers: The sorted degrees of every layer of the network.
