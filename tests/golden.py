@@ -18,7 +18,9 @@ import tfp_iaf.tf_keras
 FOLDER = pathlib.Path(__file__).parent / 'golden_files'
 
 # What goes in: five events of three entries, with a context of two.
-INPUTS = [np.linspace(low, 1.0, 5 * size, dtype=np.float32).reshape([5, size]) for low, size in ((-1, 3), (-2, 3), (0, 2))]
+INPUTS = [
+    np.linspace(low, 1.0, 5 * size, dtype=np.float32).reshape([5, size]) for low, size in ((-1, 3), (-2, 3), (0, 2))
+]
 
 
 def posterior(seed=0):

@@ -45,6 +45,11 @@ class Kit:
         z, log_q = self.layer(name='flow', **{'kl_weight': 0.5, **kwargs})(parameters)
         return self.keras.Model(inputs, {'x': layers.Dense(FEATURES, name='x')(z), 'z': z, 'log_q': log_q})
 
+    def one_output_model(self, **kwargs):
+        """The same with the reconstruction alone; the oldest versions of Keras cannot leave outputs without a loss."""
+        model = self.functional_model(**kwargs)
+        return self.keras.Model(model.inputs, model.output['x'])
+
 
 K3 = Kit.of(keras, tfp_iaf.keras)
 K2 = Kit.of(tf_keras, tfp_iaf.tf_keras)

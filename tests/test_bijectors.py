@@ -143,7 +143,7 @@ def test_events_and_contexts_of_any_rank(event_shape, context_shape, inverse):
         )
 
 
-def test_event_rank_of_a_function_is_said():
+def test_event_rank_of_a_function_is_given():
     def shift_by_the_rows_before(x):
         return tf.stack([0.5 * tf.cumsum(tf.sin(x), axis=-2, exclusive=True), tf.zeros_like(x)], axis=-1)
 
@@ -234,20 +234,21 @@ def test_unknown_shapes(event_shape, inverse):
 @pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
 @pytest.mark.parametrize('transform', ['gated', 'affine'])
 @pytest.mark.parametrize('event_shape', [[3], [2, 3]], ids=str)
-def test_log_derivatives_are_those_of_each_entry(event_shape, transform, inverse):
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_log_derivatives_are_those_of_each_entry(direction, event_shape, transform, inverse):
     """The diagonal of the Jacobian, and summed up the log-det."""
     step = InverseAutoregressiveFlow(network(event_shape, dtype=tf.float64), transform=transform, inverse=inverse)
     x = normal([5, *event_shape])
-    for direction in ('forward', 'inverse'):
-        log_derivatives = getattr(step, f'{direction}_log_derivatives')(x)
-        assert log_derivatives.shape == x.shape
-        axes = list(range(1, x.shape.rank))
-        log_det = getattr(step, f'{direction}_log_det_jacobian')(tf.identity(x))
-        np.testing.assert_allclose(tf.reduce_sum(log_derivatives, axes), log_det, rtol=1e-11)
-        rows = tf.reshape(x, [5, -1])
-        flat = jacobian(lambda rows: tf.reshape(getattr(step, direction)(tf.reshape(rows, x.shape)), [5, -1]), rows)
-        slopes = np.diagonal(flat, axis1=1, axis2=2).reshape(x.shape)
-        np.testing.assert_allclose(log_derivatives, np.log(slopes), rtol=1e-9, atol=1e-11)
+    log_derivatives = getattr(step, f'{direction}_log_derivatives')(x)
+    assert log_derivatives.shape == x.shape
+    log_det = getattr(step, f'{direction}_log_det_jacobian')(tf.identity(x))
+    np.testing.assert_allclose(tf.reduce_sum(log_derivatives, list(range(1, x.shape.rank))), log_det, rtol=1e-11)
+
+    def of_rows(rows):
+        return tf.reshape(getattr(step, direction)(tf.reshape(rows, x.shape)), [5, -1])
+
+    slopes = np.diagonal(jacobian(of_rows, tf.reshape(x, [5, -1])), axis1=1, axis2=2).reshape(x.shape)
+    np.testing.assert_allclose(log_derivatives, np.log(slopes), rtol=1e-9, atol=1e-11)
 
 
 def test_log_derivatives_take_no_evaluation_of_their_own():
@@ -529,7 +530,7 @@ def test_context_gets_a_gradient_through_a_frozen_network(direction, frozen):
 
 
 @pytest.mark.parametrize('keep', [np.array, lambda context: np.array(context).tolist()], ids=['array', 'list'])
-def test_context_of_no_tensor_is_kept_as_one(keep):
+def test_context_that_is_not_a_tensor_is_kept_as_one(keep):
     given = keep(context2)
     step = InverseAutoregressiveFlow(network(context_shape=2), context=given)
     same = InverseAutoregressiveFlow(network(context_shape=2), context=context2)
@@ -614,7 +615,7 @@ def test_no_name():
 
 
 @pytest.mark.parametrize('net', [None, 3, 'made', tf.zeros([2])], ids=['none', 'int', 'str', 'tensor'])
-def test_network_that_is_no_callable(net):
+def test_network_that_is_not_callable(net):
     with raises(TypeError, 'network', 'callable', 'MaskedAutoregressiveNetwork'):
         InverseAutoregressiveFlow(net)
 
@@ -629,7 +630,7 @@ def test_unknown_method_of_the_inverse():
         InverseAutoregressiveFlow(network(), inverse='newton')
 
 
-def test_blocks_are_no_method_of_their_own():
+def test_solving_in_blocks_is_not_a_method_to_ask_for():
     """They are what 'auto' means for a network that has layers."""
     with raises(ValueError, 'inverse', "'blockwise'", "'auto'", "'fixed_point'", 'block by block'):
         InverseAutoregressiveFlow(network(), inverse='blockwise')
@@ -643,7 +644,7 @@ def test_event_rank_that_the_network_does_not_have(event_ndims):
 
 
 @pytest.mark.parametrize(('event_ndims', 'error'), [(-1, ValueError), (1.5, TypeError)])
-def test_event_rank_that_is_none(event_ndims, error):
+def test_event_rank_that_is_not_valid(event_ndims, error):
     with raises(error, 'event_ndims', str(event_ndims), 'at least 0'):
         InverseAutoregressiveFlow(lambda x: tf.stack([x, x], axis=-1), event_ndims=event_ndims)
 

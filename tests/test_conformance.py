@@ -159,8 +159,6 @@ each_tracked_module = _each([module for module in MODULES if module.tracked])
 each_representative = _each(
     [module for module in MODULES if module.name in ('function', 'blocks', 'inverted', 'chain', 'surrogate')]
 )
-# TFP's distributions cannot be copied deeply.
-each_deeply_copied_module = _each([module for module in MODULES if module.tracked and module.name != 'surrogate'])
 
 
 def assert_all_close(actual, expected, **tolerance):
@@ -252,7 +250,7 @@ def test_saved_model_computes_the_same(module, tmp_path):
 # Copying, printing
 
 
-@each_deeply_copied_module
+@each_tracked_module
 def test_deepcopy_has_variables_of_its_own(module):
     owner, inputs = module.build(), module.inputs()
     copied, before = copy.deepcopy(owner), module.call(owner, *inputs)

@@ -45,7 +45,10 @@ def test_a_posterior_of_any_shape_equals_the_one_of_vectors(event, context, inve
     assert (z.shape, log_q.shape) == ([7, 5, *event], [7, 5])
     assert (q.event_shape, q.batch_shape) == (event, [5])
     of_vectors = flat(
-        *(tf.reshape(value, [5, size]) for value in (q.distribution.distribution.loc, q.distribution.distribution.scale)),
+        *(
+            tf.reshape(value, [5, size])
+            for value in (q.distribution.distribution.loc, q.distribution.distribution.scale)
+        ),
         None if context is None else tf.reshape(normal([5, *context], seed=3), [5, -1]),
     )
     np.testing.assert_allclose(of_vectors.log_prob(tf.reshape(z, [7, 5, size])), log_q, rtol=1e-9, atol=1e-9)
@@ -80,7 +83,11 @@ def test_log_derivatives_of_a_sample_take_no_pass_of_their_own(in_function, netw
         q = distribution(made)
         x = q.distribution.sample(seed=(1, 2))
         z = q.bijector.forward(x)
-        return q.bijector.forward_log_derivatives(x), q.bijector.forward_log_det_jacobian(x, event_ndims=2), q.log_prob(z)
+        return (
+            q.bijector.forward_log_derivatives(x),
+            q.bijector.forward_log_det_jacobian(x, event_ndims=2),
+            q.log_prob(z),
+        )
 
     (tf.function(compute, autograph=False) if in_function else compute)()
     assert network_calls == list(made.networks)

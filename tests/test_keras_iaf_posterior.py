@@ -9,6 +9,7 @@ import tf_keras
 import tfp_iaf
 from tests.flows import normal, raises
 from tests.keras_models import K2, K3, LATENT, data, each_kit
+from tfp_iaf import _compat
 
 FEATURES = 6
 
@@ -298,7 +299,7 @@ def test_a_posterior_that_no_model_holds_is_left_alone():
 def test_keras_3_takes_a_plain_posterior_whose_variables_it_tracks():
     def hold(model, posterior):
         model.flow = posterior
-        model.tracked = [keras.Variable(initializer=each, trainable=True) for each in posterior.variables]
+        model.tracked = [_compat.keras_variable(variable) for variable in posterior.variables]
 
     model = Holder(hold, tfp_iaf.IAFPosterior(LATENT, 1, (8,)))
     assert model(targets()).shape == (64, 1)

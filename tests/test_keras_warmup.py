@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.flows import raises
-from tests.keras_models import FEATURES, K2, K3, LATENT, Kit, data, each_kit, fit, flow_of, log_laplace, train
+from tests.keras_models import FEATURES, K2, K3, LATENT, Kit, data, each_kit, flow_of, log_laplace
 
 
 def weight_in_training(layer):
@@ -28,10 +28,13 @@ def recorder(kit: Kit, layer, hook='on_train_batch_begin'):
 
 
 def one_output(kit):
-    model = kit.functional_model()
-    model = kit.keras.Model(model.inputs, model.output['x'])
+    model = kit.one_output_model()
     model.compile(kit.keras.optimizers.SGD(0.0), loss='mse', metrics=['mse'])
     return model
+
+
+def fit(model, epochs=1, rows=12, callbacks=None):
+    return model.fit(data(rows), data(rows), batch_size=5, epochs=epochs, verbose=0, callbacks=callbacks)
 
 
 def evaluated_weight(model):
@@ -41,9 +44,9 @@ def evaluated_weight(model):
 
 @each_kit
 def test_it_is_linear_in_the_step(kit):
-    model = kit.functional_model()
+    model = one_output(kit)
     record = recorder(kit, flow_of(model))
-    train(model, epochs=2, kit=kit, callbacks=[kit.KLWarmup(4, start=0.1), record])
+    fit(model, epochs=2, callbacks=[kit.KLWarmup(4, start=0.1), record])
     np.testing.assert_allclose(record.weights, [0.1, 0.2, 0.3, 0.4, 0.5, 0.5], rtol=1e-6)
     assert flow_of(model).get_config()['kl_weight'] == 0.5
 
@@ -51,8 +54,7 @@ def test_it_is_linear_in_the_step(kit):
 @each_kit
 @pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
 def test_training_steps_take_the_weight(kit, jit_compile):
-    model = kit.functional_model()
-    model = kit.keras.Model(model.inputs, model.output['x'])
+    model = kit.one_output_model()
     model.compile(kit.keras.optimizers.SGD(0.0), loss='mse', metrics=['mse'], jit_compile=jit_compile)
     logs = [
         model.fit(data(5), data(5), batch_size=5, verbose=0, callbacks=[kit.KLWarmup(4, start=0.1)]).history
@@ -117,11 +119,11 @@ def test_checkpoint_in_the_warmup_has_the_full_weight(kit, tmp_path):
 @each_kit
 def test_validation_loss_can_be_compared_over_epochs(kit):
     """With all learning rates zero it is the same, while the loss in training rises."""
-    model = kit.functional_model(num_flows=0)
-    model.compile(kit.keras.optimizers.SGD(0.0), loss={'x': lambda x, y: 0.0 * (x - y)})
+    model = kit.one_output_model(num_flows=0)
+    model.compile(kit.keras.optimizers.SGD(0.0), loss=lambda x, y: 0.0 * (x - y))
     inputs = data()
     history = model.fit(
-        inputs, {'x': inputs}, epochs=4, verbose=0, callbacks=[kit.KLWarmup(3)], validation_data=(inputs, {'x': inputs})
+        inputs, inputs, epochs=4, verbose=0, callbacks=[kit.KLWarmup(3)], validation_data=(inputs, inputs)
     ).history
     np.testing.assert_allclose(history['val_loss'], 0.5 * np.array(history['val_flow_kl']), rtol=1e-5)
     np.testing.assert_allclose(history['val_loss'], [history['val_loss'][0]] * 4, rtol=1e-6)
@@ -186,19 +188,19 @@ def test_a_training_that_was_interrupted_leaves_evaluation_alone(kit):
 
 @each_kit
 def test_it_goes_on_in_a_resumed_training(kit, tmp_path):
-    model = kit.functional_model()
-    train(model, epochs=1, kit=kit, callbacks=[kit.KLWarmup(4)])
+    model = one_output(kit)
+    fit(model, callbacks=[kit.KLWarmup(4)])
     model.save(tmp_path / 'model.keras')
     loaded = kit.keras.models.load_model(tmp_path / 'model.keras')
     assert flow_of(loaded).kl_weight.numpy() == 0.5
     record = recorder(kit, flow_of(loaded))
-    fit(loaded, epochs=1, callbacks=[kit.KLWarmup(4), record])
+    fit(loaded, callbacks=[kit.KLWarmup(4), record])
     np.testing.assert_allclose(record.weights, [0.375, 0.5, 0.5], rtol=1e-6)
 
 
 @each_kit
 def test_full_weight_may_change_in_the_warmup(kit):
-    model = kit.functional_model()
+    model = one_output(kit)
     flow = flow_of(model)
     record = recorder(kit, flow)
 
@@ -206,7 +208,7 @@ def test_full_weight_may_change_in_the_warmup(kit):
         def on_epoch_begin(self, epoch, logs=None):
             flow.kl_weight.assign(2.0 * (1 + epoch))
 
-    train(model, epochs=2, kit=kit, rows=5, callbacks=[kit.KLWarmup(4, start=1.0), Change(), record])
+    fit(model, epochs=2, rows=5, callbacks=[kit.KLWarmup(4, start=1.0), Change(), record])
     np.testing.assert_allclose(record.weights, [1.0, 1.75], rtol=1e-6)
 
 
@@ -218,8 +220,7 @@ def test_neither_the_warmup_nor_the_weight_traces_anything_again(kit):
         traces.append(z)
         return log_laplace(z)
 
-    model = kit.functional_model(prior=prior)
-    model = kit.keras.Model(model.inputs, model.output['x'])
+    model = kit.one_output_model(prior=prior)
     model.compile(loss='mse', metrics=['mse'])
     for weight in (0.5, 0.0, 2.0):
         flow_of(model).kl_weight.assign(weight)
@@ -235,19 +236,20 @@ def test_neither_the_warmup_nor_the_weight_traces_anything_again(kit):
 
 @each_kit
 def test_under_xla_and_half_precision(kit):
-    model = kit.functional_model(dtype='mixed_float16')
+    model = kit.one_output_model(dtype='mixed_float16')
     record = recorder(kit, flow_of(model))
     optimizer = kit.keras.mixed_precision.LossScaleOptimizer(kit.keras.optimizers.SGD(0.01))
-    model.compile(optimizer, loss={'x': 'mse'}, jit_compile=True)
-    fit(model, epochs=1, rows=10, callbacks=[kit.KLWarmup(4), record])
+    model.compile(optimizer, loss='mse', jit_compile=True)
+    fit(model, rows=10, callbacks=[kit.KLWarmup(4), record])
     np.testing.assert_allclose(record.weights, [0.0, 0.125], rtol=1e-6)
 
 
 @each_kit
 def test_executions_of_several_steps_share_a_weight(kit):
-    model = kit.functional_model()
+    model = kit.one_output_model()
     record = recorder(kit, flow_of(model))
-    train(model, epochs=2, kit=kit, rows=10, callbacks=[kit.KLWarmup(4), record], steps_per_execution=2)
+    model.compile('sgd', loss='mse', steps_per_execution=2)
+    fit(model, epochs=2, rows=10, callbacks=[kit.KLWarmup(4), record])
     np.testing.assert_allclose(record.weights, [0.0, 0.25], rtol=1e-6)
 
 

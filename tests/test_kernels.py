@@ -125,7 +125,10 @@ def test_parts_of_a_kernel(drawn):
     _, weights = arguments(kernel)
     rows, columns = kernel.runs(num_blocks)
     parts = [
-        [kernel.permitted(weights[row, column], row, column) if column.stop > column.start else None for column in columns]
+        [
+            kernel.permitted(weights[row, column], row, column) if column.stop > column.start else None
+            for column in columns
+        ]
         for row in rows
     ]
     whole = np.where(kernel.mask, weights, 0)

@@ -41,7 +41,7 @@ def test_explicit_order_is_taken_as_it_is(order):
     [[0, 1], [0, 1, 1], [0, 1, 3], [1, 2, 3], [-1, 0, 1], [0.0, 1.0, 2.0], [[0, 1, 2]], [], 2, None],
     ids=str,
 )
-def test_order_that_is_no_permutation(order):
+def test_order_that_is_not_a_permutation(order):
     with raises(ValueError, 'order', repr(order), 'permutation of range(3)'):
         _masks.permutation(order, 3, _rng())
 

@@ -249,7 +249,9 @@ def test_unknown_shapes(shapes, kind):
     np.testing.assert_allclose(compiled(x, context), net(x, context), rtol=1e-12)
 
 
-@pytest.mark.parametrize('shapes', [([None, 2, 3], [None, 2, 2]), ([None, None, 2, 3], [None, 2, 2]), (None, None)], ids=str)
+@pytest.mark.parametrize(
+    'shapes', [([None, 2, 3], [None, 2, 2]), ([None, None, 2, 3], [None, 2, 2]), (None, None)], ids=str
+)
 def test_unknown_leading_shapes_of_events_of_more_axes(shapes):
     net = network([2, 3], context_shape=[2, 2])
     compiled = tf.function(net, input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes])
@@ -345,7 +347,9 @@ def test_order_belongs_to_the_caller():
     assert net.order.tolist() == [2, 0, 3, 1]
 
 
-@pytest.mark.parametrize('shapes', [(4, 2), ([4], (2,)), ([2, 3], [5, 1]), (np.array([2, 3]), tf.TensorShape([3]))], ids=str)
+@pytest.mark.parametrize(
+    'shapes', [(4, 2), ([4], (2,)), ([2, 3], [5, 1]), (np.array([2, 3]), tf.TensorShape([3]))], ids=str
+)
 def test_properties(shapes):
     net = network(shapes[0], [9, 8], context_shape=shapes[1], params=3, dtype=tf.float32)
     for shape, given in zip((net.event_shape, net.context_shape), shapes, strict=True):

@@ -70,7 +70,7 @@ def test_batch_of_two_axes():
 
 
 @pytest.mark.parametrize('axis', [2, -3, (), (0, 5)])
-def test_axis_that_is_none(axis):
+def test_axis_that_does_not_exist(axis):
     with raises(ValueError, 'axis', str(axis), 'kl', '(3, 2)'):
         objectives.free_bits(tf.zeros([3, 2]), 0.5, axis=axis)
 

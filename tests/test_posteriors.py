@@ -339,6 +339,28 @@ def test_log_prob_of_a_sample_drawn_outside_of_the_tape_has_gradients():
     assert all(gradient is not None for gradient in tape.gradient(log_q, made.trainable_variables))
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e200])
+def test_lost_rows_leave_the_gradients_of_others_alone(bad):
+    """Where a mask keeps their log-densities out of the loss."""
+    made, tensors, z = posterior(), arguments(), normal([5, EVENT], seed=4).numpy()
+
+    def gradients(z, tensors, good):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            log_q = made(*tensors).log_prob(tf.constant(z))
+            loss = tf.reduce_sum(tf.where(good, log_q, 0.0))
+        return log_q, *tape.gradient(loss, [*tensors, *made.trainable_variables])
+
+    rest = [0, 2, 3, 4]
+    expected = gradients(z[rest], [tf.gather(tensor, rest) for tensor in tensors], tf.fill([4], True))
+    z[1, 1] = bad
+    log_q, *actual = gradients(z, list(tensors), tf.constant([True, False, True, True, True]))
+    assert np.isnan(log_q).tolist() == [False, True, False, False, False]
+    for value, other in zip([log_q, *actual], expected, strict=True):
+        value = tf.gather(value, rest) if value.shape[0] == 5 else value
+        np.testing.assert_allclose(value, other, rtol=1e-8, atol=1e-11)
+
+
 def test_training_in_tfp_reaches_the_target():
     """A banana that one shift can make: the IAF's best KL is zero, a Gaussian's is 0.7."""
     noise = tfd.Normal(tf.zeros([], tf.float64), 1.0)
@@ -394,7 +416,9 @@ def test_steps_start_close_to_the_identity(transform, num_flows):
 @pytest.mark.parametrize('num_flows', [0, 1, 4, 32])
 def test_gates_are_as_open_as_the_number_of_steps_asks_for(num_flows):
     made = posterior(num_flows=num_flows)
-    assert made.transform == transforms.Gated(2.6 + np.log(max(num_flows, 1))) == transforms.Gated.near_identity(num_flows)
+    assert (
+        made.transform == transforms.Gated(2.6 + np.log(max(num_flows, 1))) == transforms.Gated.near_identity(num_flows)
+    )
     assert all(step.transform == made.transform for step in made.bijector().bijectors)
     np.testing.assert_allclose(tf.sigmoid(made.transform.gate_bias) ** max(num_flows, 1), 0.93, atol=0.01)
 

@@ -273,7 +273,7 @@ def test_empty_batch(flow):
         assert log_det.shape == [0]
 
 
-# Values that are no numbers
+# Values that are not numbers
 
 
 def assert_other_rows_are_the_same(results, clean):

@@ -1,4 +1,4 @@
-"""What the package shows to the outside: its names, its documentation, and what importing it costs; how it is layered."""
+"""What the package shows to the outside, and how it is layered: names, documentation, versions, imports."""
 
 import ast
 import doctest

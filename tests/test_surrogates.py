@@ -184,7 +184,9 @@ def test_density_on_a_simplex_is_that_of_all_entries_but_one(event_shape):
 
 def test_evidence_of_a_model_with_a_simplex_has_no_bias():
     """A Dirichlet is its own posterior without data; the evidence is one."""
-    prior = tfd.JointDistributionNamed({'weights': tfd.Dirichlet(np.full(3, 2.0)), 'x': tfd.Normal(np.float64(0.0), 1.0)})
+    prior = tfd.JointDistributionNamed(
+        {'weights': tfd.Dirichlet(np.full(3, 2.0)), 'x': tfd.Normal(np.float64(0.0), 1.0)}
+    )
     q = surrogate(prior.event_shape_tensor(), prior.experimental_default_event_space_bijector(), num_flows=0)
     z, log_q = q.experimental_sample_and_log_prob(50_000, seed=SEED)
     found = tfp.math.reduce_logmeanexp(prior.log_prob(z) - log_q)

@@ -463,9 +463,7 @@ CONTROL_FLOW = {
         lambda i, values: (i + 1, values.write(i, function(x[i]))),
         (0, tf.TensorArray(x.dtype, POINTS)),
     )[1].stack(),
-    'cond': lambda function, x: tf.cond(
-        x[0, 0] < 100, lambda: function(x), lambda: tf.zeros([POINTS], x.dtype)
-    ),
+    'cond': lambda function, x: tf.cond(x[0, 0] < 100, lambda: function(x), lambda: tf.zeros([POINTS], x.dtype)),
     'vectorized_map': lambda function, x: tf.vectorized_map(function, x),
 }
 
@@ -485,7 +483,9 @@ class Summing(tf.Module):
 def _for_control_flow(kind):
     """Over so many entries that they are solved in two blocks."""
     if kind == 'function':
-        return tfd.TransformedDistribution(standard_normal(16), InverseAutoregressiveFlow(Summing(), transform='affine'))
+        return tfd.TransformedDistribution(
+            standard_normal(16), InverseAutoregressiveFlow(Summing(), transform='affine')
+        )
     made = IAFPosterior(16, 1, (18,), inverse=kind, seed=0, dtype=tf.float64)
     perturb(made)
     return made(tf.zeros([16], tf.float64), tf.ones([16], tf.float64))

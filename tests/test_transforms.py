@@ -399,7 +399,7 @@ def test_function_that_returns_something_else(bijector_fn, error, parts, directi
 
 
 @pytest.mark.parametrize('bijector_fn', [None, 'softplus', tfb.Softplus()], ids=str)
-def test_function_that_is_none(bijector_fn):
+def test_function_that_is_not_callable(bijector_fn):
     with raises(TypeError, 'bijector_fn', repr(bijector_fn), 'function of the parameters'):
         ScalarBijector(bijector_fn, params=1)
 

@@ -20,16 +20,17 @@ __all__ = [
     'Chain',
     'GreedyCache',
     'Independent',
+    'Invert',
+    'TransformedDistribution',
     'UncachedLookup',
     'UnsavedState',
-    'Invert',
     'calling_keras_layer',
-    'TransformedDistribution',
     'check_versions',
     'coerce_structure',
     'is_injective',
     'is_recording',
     'is_vectorizing',
+    'keras_variable',
     'map_structure_up_to',
     'model_of',
     'parameter_properties',
@@ -76,9 +77,9 @@ except ImportError:  # A tape then keeps the values of every iteration of an inv
 
 
 try:
-    from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes as _tape_gradient_types
+    from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes
 except ImportError:
-    _tape_gradient_types = None
+    PossibleTapeGradientTypes = None
 
 
 def tapes_have_seen(results: Sequence[tf.Tensor], sources: Sequence[tf.Tensor]) -> bool:
@@ -86,8 +87,8 @@ def tapes_have_seen(results: Sequence[tf.Tensor], sources: Sequence[tf.Tensor]) 
     if not is_recording():
         return True
     # 0: no tape would give a derivative, 1: one would, of first order, 2: of higher order as well.
-    return _tape_gradient_types is not None and bool(
-        _tape_gradient_types(list(results)) >= _tape_gradient_types(list(sources))
+    return PossibleTapeGradientTypes is not None and bool(
+        PossibleTapeGradientTypes(list(results)) >= PossibleTapeGradientTypes(list(sources))
     )
 
 
@@ -184,6 +185,22 @@ def is_injective(bijector: tfp.bijectors.Bijector) -> bool:
 
 
 # Keras 3.
+
+
+def keras_variable(variable: tf.Variable) -> Any:
+    """Returns a Keras 3 variable that holds a variable, and not a copy of it."""
+    import keras
+
+    adopted = keras.Variable(
+        initializer=variable,
+        shape=variable.shape,
+        dtype=variable.dtype.name,
+        trainable=variable.trainable,
+        autocast=False,
+        name=variable.name.split(':')[0].replace('/', '_'),
+    )
+    adopted._value = variable  # which older versions copy
+    return adopted
 
 
 def calling_keras_layer() -> Any:

@@ -10,8 +10,8 @@ __all__ = ['nan_unless', 'split_off_nan']
 def nan_unless(condition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
     """Returns `value` where a condition holds, and NaN elsewhere.
 
-    Where the condition holds everywhere, no NaN is ever made, not even as a constant: `tf.debugging.enable_check_numerics`
-    finds nothing to complain about.
+    Where the condition holds everywhere, no NaN is ever made, not even as a constant, so
+    `tf.debugging.enable_check_numerics` finds nothing to complain about.
 
     >>> nan_unless(tf.constant([True, False]), tf.constant([1., 2.])).numpy().tolist()
     [1.0, nan]

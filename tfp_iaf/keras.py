@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_iaf import transforms
+from tfp_iaf import _compat, transforms
 from tfp_iaf._layers._iaf_sampling import IAFSamplingLayer
 from tfp_iaf._layers._posterior import PosteriorLayer
 from tfp_iaf._layers._sampling import SamplingLayer
@@ -240,17 +240,7 @@ class IAFPosterior(PosteriorLayer, _Keras3, keras.layers.Layer):
         return isinstance(value, keras.KerasTensor)
 
     def _adopt(self, variables: Iterable[tf.Variable]) -> None:
-        self._adopted = [
-            keras.Variable(
-                initializer=variable,
-                shape=variable.shape,
-                dtype=variable.dtype.name,
-                trainable=variable.trainable,
-                autocast=False,
-                name=variable.name.split(':')[0].replace('/', '_'),
-            )
-            for variable in variables
-        ]
+        self._adopted = [_compat.keras_variable(variable) for variable in variables]
 
 
 class KLWarmup(WarmupCallback, keras.callbacks.Callback):

@@ -159,8 +159,8 @@ def _base_of(q: tfd.Distribution) -> tfd.Distribution | None:
 
 
 def _sample_of_every_row(base: tfd.Distribution, q: tfd.Distribution, seed: tf.Tensor) -> tf.Tensor:
-    # Rows of q that the base does not have would all get the same noise. tfd.BatchBroadcast comes last, since it divides
-    # by zero if there are no rows.
+    # Rows of q that the base does not have would all get the same noise. tfd.BatchBroadcast is the last resort: it
+    # divides by zero if there are no rows.
     if base.batch_shape.rank == 0:
         return base.sample(q.batch_shape_tensor(), seed=seed)
     if base.batch_shape.as_list() == q.batch_shape.as_list():

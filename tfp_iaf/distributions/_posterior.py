@@ -119,6 +119,7 @@ class IAFPosterior(tf.Module):
         super().__init__(name=name)
         check_inverse(inverse)
         self._inverse, self._validate_args = inverse, validate_args
+        self._context_shape: Any = None
         if networks is not None:
             _check_defaults(arguments)
             self._networks = _checked_networks(networks)
@@ -130,7 +131,8 @@ class IAFPosterior(tf.Module):
         if event_shape is None:
             raise ValueError('event_shape: got None without networks, expected an int or a sequence of ints.')
         self._event_shape = checked_shape('event_shape', event_shape)
-        self._context_shape = None if context_shape is None else checked_shape('context_shape', context_shape)
+        if context_shape is not None:
+            self._context_shape = checked_shape('context_shape', context_shape)
         self._dtype = checked_dtype(dtype)
         num_flows = checked_size('num_flows', num_flows, minimum=0)
         self._transform = _transform_of(transform, num_flows)
@@ -254,7 +256,9 @@ def _checked_networks(networks: Any) -> tuple[Network, ...]:
         raise ValueError(f'networks: got {networks!r}, expected a list of networks, one a step.')
     for network in networks:
         missing = [
-            name for name in ('event_shape', 'context_shape', 'params', 'dtype', 'variables') if not hasattr(network, name)
+            name
+            for name in ('event_shape', 'context_shape', 'params', 'dtype', 'variables')
+            if not hasattr(network, name)
         ]
         if missing or not callable(network):
             raise TypeError(

@@ -1,7 +1,8 @@
-"""What takes unit-scale coordinates to the support of a model: a trained location and scale, and the model's bijector."""
+"""From unit-scale coordinates to the support of a model: a trained location and scale, and the model's bijector."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ class _FromSupport(_compat.Invert):
     def __init__(self, bijector: tfp.bijectors.Bijector, excess: float) -> None:
         parameters = dict(locals())
         # Behind a function, TensorFlow looks for variables neither to train nor to save.
-        self._hidden, self._excess = (lambda: bijector), excess
+        self._hidden: Callable[[], tfp.bijectors.Bijector] = lambda: bijector
+        self._excess = excess
         tfp.bijectors.Bijector.__init__(
             self,
             forward_min_event_ndims=bijector.inverse_min_event_ndims,

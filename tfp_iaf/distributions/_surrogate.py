@@ -43,9 +43,9 @@ def build_iaf_surrogate_posterior(
     $$z = b\big(\mathrm{split}(\mu + \sigma \odot (f_T \circ \dots \circ f_1)(\epsilon))\big), \quad
       \epsilon \sim \mathcal{N}(0, I)$$
 
-    where b is the `bijector`, $\mu$ and $\sigma$ are trained, and $f_t$ are the steps of an `IAFPosterior`. Entries come
-    in the order of `tf.nest.flatten(event_shape)`, which for a dict is the order of the sorted keys. Each step gives an
-    entry a location and a scale that depend on the entries before it; in every second step, on those after it.
+    where b is the `bijector`, $\mu$ and $\sigma$ are trained, and $f_t$ are the steps of an `IAFPosterior`. Entries
+    come in the order of `tf.nest.flatten(event_shape)`, which for a dict is the order of the sorted keys. Each step
+    gives an entry a location and a scale that depend on the entries before it; in every second step, on those after it.
 
     This is the counterpart of NumPyro's `AutoIAFNormal`. `event_shape` and `bijector` are those of TFP's own builders,
     such as `tfp.experimental.vi.build_affine_surrogate_posterior`. The networks see noise of unit scale: location and

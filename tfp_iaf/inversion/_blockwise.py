@@ -143,9 +143,7 @@ def _solver(
             weights = tensors[1 : 1 + num_layers]
             transposed = _Transposed(layers, weights, transform, (x, params, hidden), (dx, dlog_derivatives))
             w, cotangents = transposed.solve(num_blocks)
-            w, *cotangents = (
-                first_order_only(value, dx, dlog_derivatives, y, *tensors) for value in (w, *cotangents)
-            )
+            w, *cotangents = (first_order_only(value, dx, dlog_derivatives, y, *tensors) for value in (w, *cotangents))
             of_weights = [
                 kernel.whole(tf.matmul(value, cotangent, transpose_a=True))
                 for kernel, value, cotangent in zip(layers.kernels, transposed.values, cotangents, strict=True)
@@ -192,7 +190,8 @@ def _solve(
             squares: Sequence[tf.Tensor] = squares,
             target: tf.Tensor = target,
         ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-            values, sums = x, []
+            values = x
+            sums: list[tf.Tensor] = []
             for layer, (share, square) in enumerate(zip(across, squares, strict=True)):
                 if layer:
                     values = layers.activation(sums[-1])

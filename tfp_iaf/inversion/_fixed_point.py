@@ -17,9 +17,7 @@ Parameters = Callable[[tf.Tensor], tf.Tensor]
 Gradient = Callable[..., tuple[tf.Tensor, ...]]
 
 
-def fixed_point(
-    parameters: Parameters, transform: Transform, y: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def fixed_point(parameters: Parameters, transform: Transform, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     r"""Inverts a step whose parameters are autoregressive, in any order, by iterations over all entries at once.
 
     $$x \leftarrow t^{-1}(y;\ \mathrm{params}(x))$$

@@ -62,7 +62,7 @@ class Signature:
     """What a callable tells about its arguments and results: what it does not tell is `None`, or `ANY_CONTEXT`."""
 
     event_shape: tf.TensorShape | None
-    context_shape: tf.TensorShape | None | _AnyContext
+    context_shape: tf.TensorShape | _AnyContext | None
     params: int | None
     dtype: tf.DType | None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -109,7 +110,9 @@ class MaskedAutoregressiveNetwork(tf.Module):
         super().__init__(name=name)
         self._event_shape = checked_shape('event_shape', event_shape)
         self._hidden_units = checked_hidden_units(hidden_units)
-        self._context_shape = None if context_shape is None else checked_shape('context_shape', context_shape)
+        self._context_shape: Any = None
+        if context_shape is not None:
+            self._context_shape = checked_shape('context_shape', context_shape)
         self._params = checked_size('params', params)
         self._dtype = checked_dtype(dtype)
         self._activation = checked_activation(activation, self._dtype)

@@ -104,8 +104,11 @@ def runs(layers: Sequence[np.ndarray], num_blocks: int) -> list[list[slice]]:
     A unit belongs to the first block whose entries all come too late for it; an entry, to its own block. So units of
     a block depend on the units of the same and of earlier blocks, and on nothing else.
 
-    >>> runs(degrees(4, [6], params=1, conditional=False), num_blocks=2)
-    [[slice(0, 2, None), slice(2, 4, None)], [slice(0, 2, None), slice(2, 6, None)], [slice(0, 2, None), slice(2, 4, None)]]
+    >>> for layer in runs(degrees(4, [6], params=1, conditional=False), num_blocks=2):
+    ...     print([(run.start, run.stop) for run in layer])
+    [(0, 2), (2, 4)]
+    [(0, 2), (2, 6)]
+    [(0, 2), (2, 4)]
     """
     entries, *others = layers
     cuts = np.linspace(0, entries.size, num_blocks + 1).round().astype(int)

@@ -20,8 +20,8 @@ class Gated(Transform):
     $$y = g x + (1 - g) m, \quad g = \sigma(s), \quad \log \frac{dy}{dx} = \log \sigma(s), \quad
       x = (y - (1 - g) m)\, e^{\mathrm{softplus}(-s)}$$
 
-    where m is the first parameter and s is the second one plus `gate_bias`. The gate only contracts: its derivative lies
-    in (0, 1), so given the entries before it, a gated step narrows each entry and never widens it. `Affine` also
+    where m is the first parameter and s is the second one plus `gate_bias`. The gate only contracts: its derivative
+    lies in (0, 1), so given the entries before it, a gated step narrows each entry and never widens it. `Affine` also
     expands; choose it where scales must grow, as in a funnel.
 
     Args:
