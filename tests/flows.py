@@ -151,13 +151,13 @@ def jacobian(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> np.nda
 def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[tf.Module]:
     """Keeps account of every evaluation of a `MaskedAutoregressiveNetwork`."""
     calls = []
-    evaluate = tfp_iaf.MaskedAutoregressiveNetwork.evaluate
+    evaluate = tfp_iaf.MaskedAutoregressiveNetwork.unchecked_call
 
     def recorded(network, *args, **kwargs):
         calls.append(network)
         return evaluate(network, *args, **kwargs)
 
-    monkeypatch.setattr(tfp_iaf.MaskedAutoregressiveNetwork, 'evaluate', recorded)
+    monkeypatch.setattr(tfp_iaf.MaskedAutoregressiveNetwork, 'unchecked_call', recorded)
     return calls
 
 

@@ -372,7 +372,7 @@ class Rows(tf.Module):
 class RowsWithInverse(Rows):
     """Row by row, in four passes."""
 
-    def inverse(self, transform, y, context):
+    def invert_step(self, transform, y, context):
         x = y
         for _ in range(4):
             x, log_derivatives = transform.inverse(y, self(x, context))

@@ -53,7 +53,7 @@ def test_equals_iterations_over_all_entries(transform, drawn):
         return fixed_point(lambda x: net(x, *arguments), transform, y)
 
     def by_blocks(y, context):
-        return blockwise(net.layers(context), transform, y, num_blocks)
+        return blockwise(net.masked_layers(context), transform, y, num_blocks)
 
     expected = inverse_and_gradients(at_once, net, y, context)
     actual = inverse_and_gradients(by_blocks, net, y, context)
@@ -69,7 +69,7 @@ def test_forbidden_weights_change_nothing(forbidden, num_blocks):
     y, context = normal([3, 7], seed=1), normal([3, 2], seed=2)
 
     def invert(y, context):
-        return blockwise(net.layers(context), transforms.Affine(), y, num_blocks)
+        return blockwise(net.masked_layers(context), transforms.Affine(), y, num_blocks)
 
     expected = inverse_and_gradients(invert, net, y, context)
     for kernel, mask in masked_kernels(net):
@@ -84,7 +84,7 @@ def test_leading_shapes_broadcast(shapes):
     y, context = (normal([*shape, size], seed=size) for shape, size in zip(shapes, (5, 2), strict=True))
     lead = np.broadcast_shapes(*shapes)
     full = [tf.broadcast_to(value, [*lead, value.shape[-1]]) for value in (y, context)]
-    results = [blockwise(net.layers(each[1]), transforms.Gated(), each[0], 2) for each in ([y, context], full)]
+    results = [blockwise(net.masked_layers(each[1]), transforms.Gated(), each[0], 2) for each in ([y, context], full)]
     for actual, expected in zip(*results, strict=True):
         assert actual.shape == [*lead, 5]
         np.testing.assert_allclose(actual, expected, rtol=1e-12)
@@ -93,7 +93,7 @@ def test_leading_shapes_broadcast(shapes):
 def test_costs_about_one_network_pass():
     """Near the identity the squares on the diagonal take a few iterations; all else is one product."""
     net = MaskedAutoregressiveNetwork(64, (128,), seed=0)
-    function = tf.function(lambda y: blockwise(net.layers(), transforms.Gated(), y))
+    function = tf.function(lambda y: blockwise(net.masked_layers(), transforms.Gated(), y))
     graph = function.get_concrete_function(tf.zeros([10, 64]))
     # For each of two layers, one with each of the seven strips before the blocks that are not the first, and with the
     # block itself one in the first iteration and one in the loop's body.

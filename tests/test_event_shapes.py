@@ -132,7 +132,7 @@ class BeforeWithAnInverse(Before):
 
     inversions = 0
 
-    def inverse(self, transform, y, context):
+    def invert_step(self, transform, y, context):
         self.inversions += 1
         x = y
         for _ in range(6):
@@ -194,7 +194,7 @@ def test_a_network_of_tfp():
 @pytest.mark.parametrize(
     ('networks', 'kwargs', 'error', 'parts'),
     [
-        ([], {}, ValueError, ['networks', '[]', 'one a step']),
+        ([], {}, ValueError, ['networks', '[]', 'one per step']),
         ([lambda x: x], {}, TypeError, ['networks', 'event_shape', 'tfp_iaf.networks.Network']),
         ('masked', {'event_shape': 3}, ValueError, ['event_shape', '3', 'networks']),
         ('masked', {'hidden_units': (8,)}, ValueError, ['hidden_units', '(8,)', 'networks']),
@@ -262,3 +262,45 @@ def test_a_surrogate_of_a_float64_model_takes_its_dtype():
     assert q.sample(seed=0)['a'].dtype == tf.float64
     losses = tfp.vi.monte_carlo_variational_loss(model.unnormalized_log_prob, q, sample_size=3, seed=1)
     assert np.isfinite(losses)
+
+
+def test_keras_model_as_a_network():
+    """Its methods have common names, which a step must not take for those of the protocol."""
+    import keras
+
+    inputs = keras.Input([3])
+    hidden = keras.layers.Dense(6, kernel_initializer='zeros', bias_initializer='ones')(inputs)
+    model = keras.Model(inputs, keras.layers.Reshape([3, 2])(hidden))
+    step = InverseAutoregressiveFlow(model, transform='affine')
+    x = normal([5, 3], tf.float32)
+    np.testing.assert_allclose(step.inverse(tf.identity(step.forward(x))), x, atol=1e-5)
+
+
+class WrongInverse(BeforeWithAnInverse):
+    def invert_step(self, transform, y, context):
+        return 7 * y, tf.zeros_like(y)
+
+
+def test_a_wrong_inverse_of_a_network_gives_nan():
+    step = InverseAutoregressiveFlow(WrongInverse(tf.Variable(0.5, dtype=tf.float64)), transform='affine')
+    assert np.all(np.isnan(step.inverse(normal([5, 2, 3]))))
+
+
+@pytest.mark.parametrize('method', ['forward', 'inverse', 'forward_log_derivatives', 'inverse_log_derivatives'])
+def test_a_chain_refuses_keywords_that_are_not_names_of_its_steps(method):
+    chain = posterior([3], [2]).bijector(normal([5, 2]))
+    with raises(TypeError, 'context', "['flow_1', 'flow_0']", 'expected'):
+        getattr(chain, method)(normal([5, 3]), context=normal([5, 2]))
+
+
+def test_log_derivatives_of_a_list():
+    chain = posterior([3], None).bijector()
+    assert chain.forward_log_derivatives([[0.0, 0.0, 0.0]]).dtype == tf.float64
+
+
+@pytest.mark.parametrize('size', [1e16, 3e38])
+def test_points_out_of_range_are_nan_in_either_direction(size):
+    chain = tfp_iaf.IAFPosterior(2, 1, (8,), seed=0).bijector()
+    for direction in ('forward', 'inverse'):
+        assert np.any(np.isnan(getattr(chain, direction)(tf.constant([0.0, size]))))
+        assert np.isnan(getattr(chain, f'{direction}_log_det_jacobian')(tf.constant([0.0, size])))

@@ -170,6 +170,18 @@ def test_without_flows_it_is_analytic(kit):
     np.testing.assert_allclose(sum(flow.losses), expected, rtol=1e-5)
 
 
+@each_kit
+def test_metric_is_added_up_in_single_precision(kit):
+    """In half precision the sum over 2000 rows would be infinite."""
+    flow = kit.layer(0, dtype='mixed_float16')
+    inputs = [kit.keras.Input([LATENT]) for _ in range(2)]
+    model = kit.keras.Model(inputs, flow(inputs)[0])
+    model.compile('sgd', loss=lambda _, z: 0.0 * z)
+    z_mean = np.full([2000, LATENT], 7.0, np.float32)
+    logs = model.evaluate([z_mean, 0 * z_mean], z_mean, batch_size=500, verbose=0, return_dict=True)
+    np.testing.assert_allclose([logs['loss'], logs[f'{flow.name}_kl']], [49.0, 49.0], rtol=1e-5)
+
+
 # Free bits
 
 

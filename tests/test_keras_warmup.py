@@ -238,7 +238,7 @@ def test_neither_the_warmup_nor_the_weight_traces_anything_again(kit):
 def test_under_xla_and_half_precision(kit):
     model = kit.one_output_model(dtype='mixed_float16')
     record = recorder(kit, flow_of(model))
-    optimizer = kit.keras.mixed_precision.LossScaleOptimizer(kit.keras.optimizers.SGD(0.01))
+    optimizer = kit.keras.mixed_precision.LossScaleOptimizer(kit.keras.optimizers.SGD(0.01), initial_scale=1.0)
     model.compile(optimizer, loss='mse', jit_compile=True)
     fit(model, rows=10, callbacks=[kit.KLWarmup(4), record])
     np.testing.assert_allclose(record.weights, [0.0, 0.125], rtol=1e-6)

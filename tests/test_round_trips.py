@@ -134,7 +134,7 @@ def test_gradient_equals_that_of_unrolled_iterations():
 
     expected = gradients(unrolled)
     for num_blocks in (1, 2, 3, 6):
-        actual = gradients(lambda count=num_blocks: blockwise(network.layers(context), transform, y, count))
+        actual = gradients(lambda count=num_blocks: blockwise(network.masked_layers(context), transform, y, count))
         for value, other in zip(actual, expected, strict=True):
             np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-12)
 
@@ -142,7 +142,7 @@ def test_gradient_equals_that_of_unrolled_iterations():
 def test_graph_does_not_grow_with_the_event():
     def nodes(event_size):
         network = tfp_iaf.MaskedAutoregressiveNetwork(event_size, (event_size,), seed=0)
-        function = tf.function(lambda y: blockwise(network.layers(), transforms.Gated(), y), autograph=False)
+        function = tf.function(lambda y: blockwise(network.masked_layers(), transforms.Gated(), y), autograph=False)
         graph = function.get_concrete_function(tf.TensorSpec([None, event_size])).graph.as_graph_def()
         return len(graph.node) + sum(len(inner.node_def) for inner in graph.library.function)
 

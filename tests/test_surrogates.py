@@ -387,7 +387,7 @@ def test_arguments_reach_the_networks():
     assert len(made) == 3
     for network in made:
         assert (network.hidden_units, network.dtype) == ((5, 6), tf.float64)
-        assert network.layers().activation is tf.nn.tanh
+        assert network.masked_layers().activation is tf.nn.tanh
         assert network.order.tolist() == [0, 1, 2]
     assert q.bijector.bijectors[-1].transform == transforms.Affine(2.0)
     assert (q.name, q.bijector.name) == ('mine', 'mine')

@@ -38,6 +38,11 @@ class _Keras3:
     _serialize = staticmethod(keras.saving.serialize_keras_object)
     _deserialize = staticmethod(keras.saving.deserialize_keras_object)
 
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of the variables: otherwise Keras would read them, and add up the metric, in half precision."""
+        return str(self.variable_dtype)  # type: ignore[attr-defined]
+
     def _new_weight(self, name: str, value: np.ndarray, trainable: bool) -> keras.Variable:
         return self.add_weight(  # type: ignore[attr-defined]
             name=name.replace('/', '_'),

@@ -49,7 +49,7 @@ class WarmupCallback:
         """Sets the weights for the steps that follow."""
         self._batches += 1
         # In TensorFlow, not Python: to read the step would make the host wait for the accelerator.
-        share = tf.minimum(tf.cast(self.model.optimizer.iterations, tf.float32) / self.steps, 1.0)
+        share = tf.minimum(tf.cast(self._iterations(), tf.float32) / self.steps, 1.0)
         for layer in self._sampling_layers:
             layer._kl_warmup.set(share, self.start)
 
@@ -79,4 +79,9 @@ class WarmupCallback:
 
     def _steps_made(self) -> int:
         # A tensor, since under a strategy the count is a variable on each device, and no int can be made of that.
-        return int(tf.convert_to_tensor(self.model.optimizer.iterations))
+        return int(tf.convert_to_tensor(self._iterations()))
+
+    def _iterations(self) -> Any:
+        # In the oldest versions of Keras 3, an optimizer that scales the loss does not count on its own.
+        optimizer = self.model.optimizer
+        return getattr(optimizer, 'inner_optimizer', optimizer).iterations

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfp_iaf import _compat, transforms
 from tfp_iaf._caching import CachedBijector, Dependencies
 from tfp_iaf._checks import check_batches, checked_context, checked_event, checked_size
-from tfp_iaf._numerics import split_off_nan
+from tfp_iaf._numerics import is_in_range, nan_unless
 from tfp_iaf._shapes import lead_of, reshaped
 from tfp_iaf.inversion import inverted
 from tfp_iaf.networks import Network
@@ -34,7 +34,8 @@ class InverseAutoregressiveFlow(CachedBijector):
     forward and a fast inverse direction, is `tfb.Invert` of a step.
 
     Shapes: x, y `[..., *event_shape]`, context `[..., *context_shape]`, leading shapes broadcast; log-det `[...]`. The
-    event rank is that of the network's `event_shape`. Dtype: the network's.
+    event rank is that of the network's `event_shape`. Dtype: the network's. Entries that are not finite, or beyond 2.6e15
+    in float32, where a network can overflow, come out as NaN, and so does the log-det of their event.
 
     Cost: `forward` and its log-det together take one network pass. `inverse` of a result of `forward` takes none, for
     as long as that result lives (TFP's cache). `inverse` of any other point and its log-det together take two to three
@@ -195,15 +196,27 @@ class InverseAutoregressiveFlow(CachedBijector):
     def _augmented_forward(self, x: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, Any]]:
         context = self._context_of(**kwargs)
         x = self._checked_event('x', x, context)
-        x, nan = split_off_nan(x, self._event_ndims)
-        finite_context = None if context is None else tf.convert_to_tensor(context)
-        if finite_context is not None and self._knows_context and finite_context.dtype.is_floating:
-            finite_context, of_context = split_off_nan(finite_context, self._context_ndims)
-            if self._context_ndims != self._event_ndims:
-                of_context = reshaped(of_context, lead_of(of_context, self._context_ndims), [1] * self._event_ndims)
-            nan += of_context
-        y, log_derivatives = self._transform.forward(x, self._parameters_at(x, finite_context))
-        return y + nan, self._attributes(log_derivatives + nan, context)
+        # In the network, an entry out of range would reach the gradients of weights even if a mask keeps its event out of
+        # the loss, since zero times NaN is NaN.
+        is_known = is_in_range(x)
+        finite, finite_context = tf.where(is_known, x, tf.zeros([], x.dtype)), context
+        if context is not None and self._knows_context:
+            finite_context, of_context = self._finite_context(context)
+            is_known &= of_context
+        y, log_derivatives = self._transform.forward(finite, self._parameters_at(finite, finite_context))
+        y, log_derivatives = (nan_unless(is_known, value) for value in (y, log_derivatives))
+        return y, self._attributes(log_derivatives, context)
+
+    def _finite_context(self, context: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the context with zeros for what is out of range, and which events it leaves known."""
+        context = tf.convert_to_tensor(context)
+        is_known = is_in_range(context)
+        finite = tf.where(is_known, context, tf.zeros([], context.dtype))
+        known_events = tf.reduce_all(is_known, axis=list(range(-self._context_ndims, 0)), keepdims=True)
+        if self._context_ndims != self._event_ndims:
+            lead = lead_of(known_events, self._context_ndims)
+            known_events = reshaped(known_events, lead, [1] * self._event_ndims)
+        return finite, known_events
 
     def _augmented_inverse(self, y: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, Any]]:
         context = self._context_of(**kwargs)
@@ -262,7 +275,7 @@ class InverseAutoregressiveFlow(CachedBijector):
 
     def _parameters_at(self, x: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
         # The step has checked x and the context.
-        evaluate = getattr(self._network, 'evaluate', self._network)
+        evaluate = getattr(self._network, 'unchecked_call', self._network)
         params = evaluate(x) if context is None else evaluate(x, context)
         ndims = self._event_ndims
         event = x.shape[x.shape.rank - ndims :] if x.shape.rank is not None else tf.TensorShape([None] * ndims)

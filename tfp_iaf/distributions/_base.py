@@ -13,11 +13,12 @@ __all__ = ['gaussian']
 
 
 class _Normal(tfp.distributions.Normal):
-    """A `tfd.Normal` whose parameters get no NaN gradient from a NaN that a mask keeps out of the loss."""
+    """A `tfd.Normal` whose parameters get no NaN gradient from a NaN or an infinity that a mask keeps out of the loss."""
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
-        is_nan = tf.math.is_nan(x)
-        return tf.where(is_nan, x, super()._log_prob(tf.where(is_nan, tf.zeros([], x.dtype), x)))
+        is_known = tf.abs(x) <= x.dtype.max
+        log_prob = super()._log_prob(tf.where(is_known, x, tf.zeros([], x.dtype)))
+        return tf.where(is_known, log_prob, -tf.abs(tf.stop_gradient(x)))
 
 
 def gaussian(loc: Any, scale_diag: Any, event_ndims: int, validate_args: bool = False) -> tfp.distributions.Independent:

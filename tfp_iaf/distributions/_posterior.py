@@ -29,7 +29,7 @@ from tfp_iaf.bijectors._chain import FlowChain
 from tfp_iaf.bijectors._inverse_autoregressive_flow import check_inverse
 from tfp_iaf.distributions._base import gaussian
 from tfp_iaf.networks import MaskedAutoregressiveNetwork, Network
-from tfp_iaf.networks._base import random_generator
+from tfp_iaf.networks._base import random_generator, signature_of
 from tfp_iaf.networks._masked import VariableFactory
 from tfp_iaf.transforms import Gated, Transform
 
@@ -51,13 +51,12 @@ class IAFPosterior(tf.Module):
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
         context_shape: Shape of the context h, an int or a sequence of ints, or `None`.
-        networks: Instead of all arguments above and of those for networks below: the networks, one a step, in the
-            order in which a sample passes them. Each is a `tfp_iaf.networks.Network`.
+        networks: One `tfp_iaf.networks.Network` per step, in sampling order. Replaces the arguments that build networks.
         transform: `'gated'` (only contracts), `'affine'` (also expands), `'spline'` (bends within an interval), or an
             object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars. `'gated'`
             means `Gated.near_identity(T)`: T steps together start near the identity.
         alternate_order: Whether every second step takes the entries from right to left.
-        inverse: How steps are inverted at points that they did not make; see `InverseAutoregressiveFlow`.
+        inverse: How to invert a step at points it did not produce; see `InverseAutoregressiveFlow`.
         validate_args: Whether a scale that is not positive, or an inverse that is not finite, is an error.
         activation: Activation of the networks: a name of `tf.nn`, or a callable.
         seed: Seed of the initial weights. `None` follows TensorFlow's global seed.
@@ -122,11 +121,9 @@ class IAFPosterior(tf.Module):
         self._context_shape: Any = None
         if networks is not None:
             _check_defaults(arguments)
-            self._networks = _checked_networks(networks)
-            self._event_shape, self._dtype = self._networks[0].event_shape, self._networks[0].dtype
-            shapes = [network.context_shape for network in self._networks if network.context_shape is not None]
-            self._context_shape = shapes[0] if shapes else None
-            self._transform = _transform_of(transform, len(self._networks))
+            self._transform = _transform_of(transform, len(networks))
+            self._networks = tuple(networks)
+            self._event_shape, self._context_shape, self._dtype = _checked_signature(networks, self._transform)
             return
         if event_shape is None:
             raise ValueError('event_shape: got None without networks, expected an int or a sequence of ints.')
@@ -224,7 +221,7 @@ class IAFPosterior(tf.Module):
         steps = [
             InverseAutoregressiveFlow(
                 network,
-                context=None if network.context_shape is None else context,
+                context=None if getattr(network, 'context_shape', None) is None else context,
                 transform=self._transform,
                 inverse=self._inverse,
                 validate_args=self._validate_args,
@@ -251,28 +248,36 @@ def _check_defaults(arguments: dict[str, Any]) -> None:
             )
 
 
-def _checked_networks(networks: Any) -> tuple[Network, ...]:
+def _checked_signature(networks: Any, transform: Transform) -> tuple[tf.TensorShape, tf.TensorShape | None, tf.DType]:
+    """Returns the event shape, the context shape and the dtype that all networks have in common."""
     if not isinstance(networks, (list, tuple)) or not networks:
-        raise ValueError(f'networks: got {networks!r}, expected a list of networks, one a step.')
+        raise ValueError(f'networks: got {networks!r}, expected a list of networks, one per step.')
+    signatures = []
     for network in networks:
-        missing = [
-            name
-            for name in ('event_shape', 'context_shape', 'params', 'dtype', 'variables')
-            if not hasattr(network, name)
-        ]
-        if missing or not callable(network):
+        signature = signature_of(network)
+        known = (signature.event_shape, signature.params, signature.dtype)
+        if None in known or not callable(network) or not hasattr(network, 'variables'):
             raise TypeError(
-                f'networks: got {network!r}, which lacks {missing or ["__call__"]}, expected a '
-                f'tfp_iaf.networks.Network, such as a MaskedAutoregressiveNetwork.'
+                f'networks: got {network!r}, expected a tfp_iaf.networks.Network, such as a '
+                f'MaskedAutoregressiveNetwork: a callable with event_shape, context_shape, params, dtype and variables.'
             )
-    for name in ('event_shape', 'dtype'):
-        values = [getattr(network, name) for network in networks]
+        if signature.params != transform.params:
+            raise ValueError(
+                f'networks: got one with {signature.params} parameters per entry, expected {transform.params} for '
+                f'transform={transform!r}.'
+            )
+        signatures.append(signature)
+    contexts = [
+        signature.context_shape for signature in signatures if isinstance(signature.context_shape, tf.TensorShape)
+    ]
+    for name, values in (
+        ('event_shape', [signature.event_shape for signature in signatures]),
+        ('dtype', [signature.dtype for signature in signatures]),
+        ('context_shape', contexts),
+    ):
         if any(value != values[0] for value in values):
-            raise ValueError(f'networks: got the {name}s {values}, expected the same for all.')
-    contexts = [network.context_shape for network in networks if network.context_shape is not None]
-    if any(shape != contexts[0] for shape in contexts):
-        raise ValueError(f'networks: got the context_shapes {contexts}, expected the same for all that take a context.')
-    return tuple(networks)
+            raise ValueError(f'networks: got the values {values} of {name}, expected the same for all.')
+    return signatures[0].event_shape, contexts[0] if contexts else None, signatures[0].dtype
 
 
 def _prefixed(factory: VariableFactory | None, prefix: str) -> VariableFactory | None:

@@ -56,7 +56,7 @@ class _FromSupport(_compat.Invert):
 
     def __init__(self, bijector: tfp.bijectors.Bijector, excess: float) -> None:
         parameters = dict(locals())
-        # Behind a function, TensorFlow looks for variables neither to train nor to save.
+        # A closure hides the bijector from TensorFlow's tracking of variables.
         self._hidden: Callable[[], tfp.bijectors.Bijector] = lambda: bijector
         self._excess = excess
         tfp.bijectors.Bijector.__init__(
@@ -80,9 +80,7 @@ class _FromSupport(_compat.Invert):
         return super().inverse_log_det_jacobian(y, event_ndims, **kwargs) - self._excess
 
 
-def support_of(
-    bijector: tfp.bijectors.Bijector, event_shapes: Any, unconstrained_shapes: Any, dtype: tf.DType
-) -> tfp.bijectors.Bijector:
+def support_of(bijector: tfp.bijectors.Bijector, event_shapes: Any, dtype: tf.DType) -> tfp.bijectors.Bijector:
     """Returns a bijector to the support whose log-det fits the densities of TFP, and whose variables stay the model's.
 
     `tfb.SoftmaxCentered`, which TFP takes for a Dirichlet, measures volume on the simplex. The density of a Dirichlet
@@ -92,48 +90,44 @@ def support_of(
     Args:
         bijector: Maps real numbers to the support.
         event_shapes: Structure of the shapes of an event.
-        unconstrained_shapes: Structure of the shapes that the bijector takes to these.
         dtype: Dtype of all parts.
     """
-    excess = _excess(bijector, event_shapes, unconstrained_shapes, dtype)
+    excess = _excess(bijector, event_shapes, dtype)
     return _compat.Invert(_FromSupport(bijector, excess), name=bijector.name)
 
 
-def _excess(bijector: tfp.bijectors.Bijector, event_shapes: Any, unconstrained_shapes: Any, dtype: tf.DType) -> float:
-    shapes, unconstrained = tf.nest.flatten(event_shapes), tf.nest.flatten(unconstrained_shapes)
-    measures_coordinates = any(
-        isinstance(part, tfp.bijectors.IteratedSigmoidCentered) for part in (bijector, *bijector.submodules)
+def _excess(bijector: tfp.bijectors.Bijector, event_shapes: Any, dtype: tf.DType) -> float:
+    return sum(
+        shape[:-1].num_elements() * _excess_of_softmax(shape[-1] - 1, dtype)
+        for shape, part in zip(tf.nest.flatten(event_shapes), _parts(bijector), strict=False)
+        if _is_simplex(part)
     )
-    if len(shapes) != len(unconstrained) or measures_coordinates:
-        return 0.0
-    candidates = [
-        before.rank == after.rank and before.rank > 0 and before[:-1] == after[:-1] and before[-1] + 1 == after[-1]
-        for before, after in zip(unconstrained, shapes, strict=True)
-    ]
+
+
+def _parts(bijector: tfp.bijectors.Bijector) -> list[tfp.bijectors.Bijector]:
+    """Returns the bijector of each part of an event, or none if nobody can tell."""
     model = _compat.model_of(bijector)
-    if any(candidates) and model is not None:
-        # A transformed distribution has its density from the bijector itself, so the two agree.
+    if model is not None:
         parts = tf.nest.flatten(_compat.parts_of(model))
-        candidates = [is_one and not _is_transformed(part) for is_one, part in zip(candidates, parts, strict=True)]
-    if not any(candidates):
-        return 0.0
-    with tf.init_scope():
-        zeros = tf.nest.map_structure(lambda shape: tf.zeros(shape, dtype), unconstrained_shapes)
-        parts = [np.asarray(part) for part in tf.nest.flatten(bijector.forward(zeros))]
-        simplices = [
-            part
-            for part, is_one in zip(parts, candidates, strict=True)
-            if is_one and np.all(part >= 0) and np.allclose(part.sum(axis=-1), 1, atol=1e-3)
-        ]
-        return sum(part[..., 0].size * _excess_of_softmax(part.shape[-1] - 1, dtype) for part in simplices)
+        return [part and part.experimental_default_event_space_bijector() for part in parts]
+    return tf.nest.flatten(getattr(bijector, 'bijectors', bijector)) if _is_joint(bijector) else [bijector]
 
 
-def _is_transformed(distribution: Any) -> bool:
-    while distribution is not None:
-        if isinstance(distribution, _compat.TransformedDistribution):
-            return True
-        distribution = getattr(distribution, 'distribution', None)  # of tfd.Sample, tfd.Independent and the like
-    return False
+def _is_joint(bijector: tfp.bijectors.Bijector) -> bool:
+    return tf.nest.is_nested(bijector.forward_min_event_ndims)
+
+
+def _is_simplex(bijector: Any) -> bool:
+    """Tells the bijector of a Dirichlet from that of a transformed distribution, whose density it gives, so they agree.
+
+    The latter is a chain, of the bijector and of that of the base distribution.
+    """
+    if bijector is None:
+        return False
+    members = (bijector, *bijector.submodules)
+    return any(isinstance(member, tfp.bijectors.SoftmaxCentered) for member in members) and not any(
+        isinstance(member, _compat.Chain) for member in members
+    )
 
 
 def _excess_of_softmax(size: int, dtype: tf.DType) -> float:

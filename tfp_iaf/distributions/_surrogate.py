@@ -67,7 +67,7 @@ def build_iaf_surrogate_posterior(
         alternate_order: Whether every second step takes the entries from right to left. Then every entry can depend on
             every other, in whatever order they come. If the model's own order, causes before effects, is the right
             one, `False` fits more reliably: on a banana, some fits with alternating steps lost part of an arm.
-        inverse: How steps are inverted at points that they did not make; see `InverseAutoregressiveFlow`.
+        inverse: How to invert a step at points it did not produce; see `InverseAutoregressiveFlow`.
         seed: Seed of the initial weights. `None` follows TensorFlow's global seed.
         dtype: Of the variables and of all parts of an event: `tf.float32` or `tf.float64`. `None` means that of the
             model, if `bijector` is the default one of a joint distribution, and otherwise `tf.float32`.
@@ -147,7 +147,7 @@ def build_iaf_surrogate_posterior(
     # A chain applies its last bijector first.
     bijectors = [*_into_parts(shapes, sizes), loc_scale, *posterior.bijector().bijectors]
     if support is not None:
-        bijectors.insert(0, support_of(support, event_shapes, shapes, posterior.dtype))
+        bijectors.insert(0, support_of(support, event_shapes, posterior.dtype))
     chain = FlowChain(bijectors, validate_args=validate_args, name=f'{name}/')
     return tfp.distributions.TransformedDistribution(noise, chain, validate_args=validate_args, name=name)
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfp_iaf._numerics import nan_unless
 from tfp_iaf.inversion._blockwise import blockwise
 from tfp_iaf.inversion._fixed_point import fixed_point
-from tfp_iaf.inversion._iteration import is_in_range, largest, round_off
+from tfp_iaf.inversion._iteration import are_in_range, largest, round_off
 from tfp_iaf.transforms import Transform
 
 __all__ = ['blockwise', 'fixed_point', 'inverted']
@@ -31,8 +31,8 @@ def inverted(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Inverts a step: returns x and the log-derivatives of the step at x, by entry.
 
-    An event comes out as NaN as a whole if it or its context is not finite, if an entry leaves the range of the dtype,
-    or if the step does not take the result back to `y` within 4000 units of round-off. Such an event leaves no NaN in
+    An event comes out as NaN as a whole if it or its context is not finite, if an entry of x or y is beyond 2.6e15 in
+    float32, where a network can overflow, or if the step does not take the result back to `y` within 4000 units of round-off. Such an event leaves no NaN in
     the gradients of others.
 
     Args:
@@ -47,7 +47,7 @@ def inverted(
         method: `'auto'` or `'fixed_point'`.
     """
     events = _flattened(y, event_ndims)
-    is_valid = is_in_range(events)
+    is_valid = are_in_range(events)
     events = tf.where(is_valid, events, tf.zeros([], y.dtype))
     if context is not None:
         context = tf.convert_to_tensor(context)
@@ -59,7 +59,7 @@ def inverted(
     x, log_derivatives, image = _solved(network, parameters, transform, events, context, y, event_ndims, method)
     tolerance = 4000 * round_off(y.dtype)
     is_close = tf.abs(image - events) <= tolerance * (largest(events) + tf.exp(log_derivatives) * tf.abs(x))
-    is_solved = is_valid & is_in_range(x) & tf.reduce_all(is_close, axis=-1, keepdims=True)
+    is_solved = is_valid & are_in_range(x) & tf.reduce_all(is_close, axis=-1, keepdims=True)
     x, log_derivatives = (nan_unless(is_solved, value) for value in (x, log_derivatives))
     return _restored(x, y, event_ndims), _restored(log_derivatives, y, event_ndims)
 
@@ -75,17 +75,18 @@ def _solved(
     method: str,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns x, the log-derivatives, and the image of x under the step, for events `[..., D]`."""
-    if method == 'auto' and hasattr(network, 'inverse'):
-        x, log_derivatives = network.inverse(transform, _restored(events, y, event_ndims), context)
-        x, log_derivatives = (_flattened(value, event_ndims) for value in (x, log_derivatives))
-        return x, log_derivatives, tf.broadcast_to(events, tf.shape(x))
-    if method == 'auto' and hasattr(network, 'layers'):
-        return blockwise(network.layers(context), transform, events)
 
     def by_entry(x: tf.Tensor) -> tf.Tensor:
         params = parameters(_restored(x, y, event_ndims), context)
         return params if event_ndims == 1 else _flattened(params, event_ndims, last=transform.params)
 
+    if method == 'auto' and hasattr(network, 'invert_step'):
+        x, log_derivatives = network.invert_step(transform, _restored(events, y, event_ndims), context)
+        x, log_derivatives = (_flattened(value, event_ndims) for value in (x, log_derivatives))
+        image, _ = transform.forward(x, by_entry(x))
+        return x, log_derivatives, tf.stop_gradient(image)
+    if method == 'auto' and hasattr(network, 'masked_layers'):
+        return blockwise(network.masked_layers(context), transform, events)
     return fixed_point(by_entry, transform, events)
 
 

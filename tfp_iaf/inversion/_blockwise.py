@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfp_iaf import _compat
 from tfp_iaf._shapes import rows_of
 from tfp_iaf.inversion._implicit import first_order_only, guarded, refuse_forward_mode
-from tfp_iaf.inversion._iteration import confined, is_in_range, iterated, largest, sizes
+from tfp_iaf.inversion._iteration import are_in_range, confined, iterated, largest, sizes
 from tfp_iaf.networks._base import MaskedLayers
 from tfp_iaf.networks._kernels import gather, product
 from tfp_iaf.transforms import Transform
@@ -64,7 +64,7 @@ def blockwise(
     >>> gated = tfp_iaf.transforms.Gated()
     >>> x = tf.random.normal([5, 20])
     >>> y, log_derivatives = gated.forward(x, network(x))
-    >>> inverse, _, image = blockwise(network.layers(), gated, y)
+    >>> inverse, _, image = blockwise(network.masked_layers(), gated, y)
     >>> bool(tf.reduce_all(tf.abs(inverse - x) < 1e-4))
     True
     """
@@ -108,7 +108,7 @@ def _solver(
         first, weights, biases = tensors[0], tensors[1 : 1 + num_layers], tensors[1 + num_layers :]
         x, sums = _solve(layers, weights, (first, *biases), transform, y, num_blocks, differentiable)
         # What overflowed will be NaN; with zeros in its place, it leaves no NaN in the gradients of other rows.
-        in_range = is_in_range(x)
+        in_range = are_in_range(x)
         x, *sums = (tf.where(in_range, value, tf.zeros([], y.dtype)) for value in (x, *sums))
         return in_range, x, _by_entry(sums[-1], layers.params), sums[:-1]
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfp_iaf import _compat
 from tfp_iaf.inversion._implicit import first_order_only, guarded
-from tfp_iaf.inversion._iteration import is_in_range, iterated, largest, sizes
+from tfp_iaf.inversion._iteration import are_in_range, iterated, largest, sizes
 from tfp_iaf.transforms import Transform
 
 __all__ = ['fixed_point']
@@ -63,7 +63,7 @@ def fixed_point(parameters: Parameters, transform: Transform, y: tf.Tensor) -> t
 
     solution, _ = iterated(update, y, event_size, largest(y), sizes(y), differentiable)
     # What overflowed will be NaN; evaluated at zero, it leaves no NaN in the gradients of other events.
-    in_range = is_in_range(solution)
+    in_range = are_in_range(solution)
     solution = tf.where(in_range, solution, tf.zeros([], y.dtype))
     if differentiable:
         image, log_derivatives = transform.forward(solution, parameters(solution))

@@ -9,22 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import _compat
+from tfp_iaf._numerics import bound, is_in_range
 
-__all__ = ['bound', 'confined', 'is_in_range', 'iterated', 'largest', 'round_off', 'sizes']
+__all__ = ['are_in_range', 'confined', 'iterated', 'largest', 'round_off', 'sizes']
 
 
 def round_off(dtype: tf.DType) -> float:
     """Returns the distance from 1 to the next number."""
     return float(np.finfo(dtype.as_numpy_dtype).eps)
-
-
-def bound(dtype: tf.DType) -> float:
-    """Returns the size beyond which a network cannot be evaluated without overflow: 2.5e15 in float32.
-
-    >>> f'{bound(tf.float32):.1e}'
-    '2.6e+15'
-    """
-    return float(dtype.max) ** 0.4
 
 
 def confined(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
@@ -36,9 +28,9 @@ def confined(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.where(tf.math.is_nan(x), tf.zeros([], x.dtype), x), -limit, limit)
 
 
-def is_in_range(x: tf.Tensor) -> tf.Tensor:
-    """Tells which events, `[..., 1]`, are finite and small enough for a network to be evaluated at them."""
-    return tf.reduce_all(tf.abs(x) < bound(x.dtype), axis=-1, keepdims=True)
+def are_in_range(x: tf.Tensor) -> tf.Tensor:
+    """Tells which events, `[..., 1]`, are in range as a whole."""
+    return tf.reduce_all(is_in_range(x), axis=-1, keepdims=True)
 
 
 def largest(x: tf.Tensor) -> tf.Tensor:

@@ -24,10 +24,10 @@ class Network(Protocol):
 
     A network may have more methods, which a step then uses:
 
-    - `inverse(transform, y, context)` returns x and the log-derivatives of the transform at x, both of the shape of y:
-      an inverse that beats the fixed-point iteration.
-    - `layers(context)` returns its `MaskedLayers`, for which a step is inverted block by block.
-    - `evaluate(x, context)` does what calling it does, without checking arguments that the step has checked.
+    - `invert_step(transform, y, context)` returns x and the log-derivatives of the transform at x, both of the shape of
+      y: an inverse that beats the fixed-point iteration. One more pass checks it.
+    - `masked_layers(context)` returns its `MaskedLayers`, for which a step is inverted block by block.
+    - `unchecked_call(x, context)` does what calling it does, without checking arguments that the step has checked.
 
     Attributes:
         event_shape: Shape of an event.
@@ -74,7 +74,9 @@ def signature_of(network: Callable[..., tf.Tensor]) -> Signature:
     params, dtype = getattr(network, 'params', None), getattr(network, 'dtype', None)
     return Signature(
         event_shape=None if event_shape is None else tf.TensorShape(event_shape),
-        context_shape=context_shape if context_shape in (None, ANY_CONTEXT) else checked_shape('shape', context_shape),
+        context_shape=context_shape
+        if context_shape in (None, ANY_CONTEXT)
+        else checked_shape('context_shape', context_shape),
         params=int(params) if isinstance(params, (int, np.integer)) else None,
         dtype=dtype if isinstance(dtype, tf.DType) else None,
     )

@@ -198,11 +198,11 @@ class MaskedAutoregressiveNetwork(tf.Module):
             check_batches(
                 lead_of(context, self._context_shape.rank).static, 'x', lead_of(x, self._event_shape.rank).static
             )
-        return self.evaluate(x, context)
+        return self.unchecked_call(x, context)
 
-    def evaluate(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
+    def unchecked_call(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
         """Does what calling the network does, for arguments that were checked before."""
-        layers = self.layers(context)
+        layers = self.masked_layers(context)
         values = gather(rows_of(x, self._event_size), self._order, axis=1)
         num_blocks = self._num_blocks(values)
         sums = layers.kernels[0](values, layers.weights[0], num_blocks)
@@ -225,7 +225,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         """Returns in how many blocks to multiply; all of them give the same."""
         return num_blocks_for(self._event_size, self._largest_kernel, values)
 
-    def layers(self, context: tf.Tensor | None = None) -> MaskedLayers:
+    def masked_layers(self, context: tf.Tensor | None = None) -> MaskedLayers:
         """Returns the layers for a context that was checked before, as the blockwise inverse takes them."""
         biases = [tf.convert_to_tensor(bias) for bias in self._biases]
         if context is not None:

@@ -101,8 +101,8 @@ def mask(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
 def runs(layers: Sequence[np.ndarray], num_blocks: int) -> list[list[slice]]:
     """Cuts the entries into blocks of nearly equal size, and returns for each layer the run of units of each block.
 
-    A unit belongs to the first block whose entries all come too late for it; an entry, to its own block. So units of
-    a block depend on the units of the same and of earlier blocks, and on nothing else.
+    A unit belongs to the first block of which it does not see every entry; an entry, to its own block. So units of a
+    block depend on the units of the same and of earlier blocks, and on nothing else.
 
     >>> for layer in runs(degrees(4, [6], params=1, conditional=False), num_blocks=2):
     ...     print([(run.start, run.stop) for run in layer])
