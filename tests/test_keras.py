@@ -127,10 +127,10 @@ def test_evaluate():
 def test_a_loss_that_is_nan_stops_the_training(capsys):
     """With what Keras has for it; the flow turns NaN into NaN."""
     rows = np.concatenate([data(), np.full([1, FEATURES], np.nan, np.float32), data()])
-    model = functional_model()
-    model.compile('adam', {'x': 'mse'})
+    model = K3.one_output_model()
+    model.compile('adam', 'mse')
     stop = keras.callbacks.TerminateOnNaN()
-    history = model.fit(rows, {'x': rows}, batch_size=5, epochs=3, shuffle=False, verbose=0, callbacks=[stop])
+    history = model.fit(rows, rows, batch_size=5, epochs=3, shuffle=False, verbose=0, callbacks=[stop])
     assert 'Batch 2: Invalid loss' in capsys.readouterr().out
     assert len(history.epoch) == 1
 

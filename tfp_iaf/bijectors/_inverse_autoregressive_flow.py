@@ -34,8 +34,8 @@ class InverseAutoregressiveFlow(CachedBijector):
     forward and a fast inverse direction, is `tfb.Invert` of a step.
 
     Shapes: x, y `[..., *event_shape]`, context `[..., *context_shape]`, leading shapes broadcast; log-det `[...]`. The
-    event rank is that of the network's `event_shape`. Dtype: the network's. Entries that are not finite, or beyond 2.6e15
-    in float32, where a network can overflow, come out as NaN, and so does the log-det of their event.
+    event rank is that of the network's `event_shape`. Dtype: the network's. Entries that are not finite, or beyond
+    2.6e15 in float32, where a network can overflow, come out as NaN, and so does the log-det of their event.
 
     Cost: `forward` and its log-det together take one network pass. `inverse` of a result of `forward` takes none, for
     as long as that result lives (TFP's cache). `inverse` of any other point and its log-det together take two to three
@@ -196,8 +196,8 @@ class InverseAutoregressiveFlow(CachedBijector):
     def _augmented_forward(self, x: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, Any]]:
         context = self._context_of(**kwargs)
         x = self._checked_event('x', x, context)
-        # In the network, an entry out of range would reach the gradients of weights even if a mask keeps its event out of
-        # the loss, since zero times NaN is NaN.
+        # In the network, an entry out of range would reach the gradients of weights even if a mask keeps its event out
+        # of the loss, since zero times NaN is NaN.
         is_known = is_in_range(x)
         finite, finite_context = tf.where(is_known, x, tf.zeros([], x.dtype)), context
         if context is not None and self._knows_context:

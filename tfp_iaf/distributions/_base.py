@@ -13,7 +13,7 @@ __all__ = ['gaussian']
 
 
 class _Normal(tfp.distributions.Normal):
-    """A `tfd.Normal` whose parameters get no NaN gradient from a NaN or an infinity that a mask keeps out of the loss."""
+    """A `tfd.Normal` whose parameters get no NaN gradient from an x that a mask keeps out of the loss."""
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         is_known = tf.abs(x) <= x.dtype.max

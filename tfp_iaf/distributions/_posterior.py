@@ -51,7 +51,8 @@ class IAFPosterior(tf.Module):
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
         context_shape: Shape of the context h, an int or a sequence of ints, or `None`.
-        networks: One `tfp_iaf.networks.Network` per step, in sampling order. Replaces the arguments that build networks.
+        networks: One `tfp_iaf.networks.Network` per step, in sampling order. They replace the arguments that build
+            networks.
         transform: `'gated'` (only contracts), `'affine'` (also expands), `'spline'` (bends within an interval), or an
             object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars. `'gated'`
             means `Gated.near_identity(T)`: T steps together start near the identity.

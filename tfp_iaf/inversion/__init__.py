@@ -32,8 +32,8 @@ def inverted(
     """Inverts a step: returns x and the log-derivatives of the step at x, by entry.
 
     An event comes out as NaN as a whole if it or its context is not finite, if an entry of x or y is beyond 2.6e15 in
-    float32, where a network can overflow, or if the step does not take the result back to `y` within 4000 units of round-off. Such an event leaves no NaN in
-    the gradients of others.
+    float32, where a network can overflow, or if the step does not take the result back to `y` within 4000 units of
+    round-off. Such an event leaves no NaN in the gradients of others.
 
     Args:
         network: The network of the step, for the method that it may have of its own.
