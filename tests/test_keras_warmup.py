@@ -8,10 +8,6 @@ from tests.flows import raises
 from tests.keras_models import FEATURES, K2, K3, LATENT, Kit, data, each_kit, flow_of, log_laplace
 
 
-def weight_in_training(layer):
-    return layer._kl_warmup.weight(tf.convert_to_tensor(layer.kl_weight), None).numpy()
-
-
 def recorder(kit: Kit, layer, hook='on_train_batch_begin'):
     """A callback that keeps the weight that a training step would take, whenever it is called."""
 
@@ -21,7 +17,7 @@ def recorder(kit: Kit, layer, hook='on_train_batch_begin'):
             self.weights = []
 
     def keep(self, *args, **kwargs):
-        self.weights.append(weight_in_training(layer))
+        self.weights.append(layer.kl_weight_in_training.numpy())
 
     setattr(Recorder, hook, keep)
     return Recorder()
@@ -85,7 +81,7 @@ class Probe:
         model.save_weights(path)
         other = type(model).from_config(model.get_config())
         other.load_weights(path)
-        self.saved += [flow_of(other).kl_weight.numpy(), weight_in_training(flow_of(other))]
+        self.saved += [flow_of(other).kl_weight.numpy(), flow_of(other).kl_weight_in_training.numpy()]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +109,7 @@ def test_checkpoint_in_the_warmup_has_the_full_weight(kit, tmp_path):
     path = tf.train.Checkpoint(model=model).write(str(tmp_path / 'checkpoint'))
     assert not any('warmup' in name for name, _ in tf.train.list_variables(path))
     tf.train.Checkpoint(model=other).read(path).assert_existing_objects_matched()
-    assert weight_in_training(flow_of(other)) == 0.5
+    assert flow_of(other).kl_weight_in_training.numpy() == 0.5
 
 
 @each_kit
@@ -279,7 +275,7 @@ def test_it_finds_nested_layers(kit):
 
     nested = [kit.layer(kl_weight=2.0), Outer(), kit.layer(kl_weight=None)]
     warmed(kit.keras.Sequential([kit.keras.Sequential(nested)]), kit)
-    assert weight_in_training(nested[0]) == 0.125 == weight_in_training(nested[1].parts['flow'])
+    assert nested[0].kl_weight_in_training.numpy() == 0.125 == nested[1].parts['flow'].kl_weight_in_training.numpy()
     assert nested[2].kl_weight is None
 
 

@@ -591,21 +591,25 @@ def test_a_network_without_a_context_gets_none():
     [
         ({'networks': []}, ValueError, ['networks', '[]', 'a list of networks']),
         ({'networks': 3}, ValueError, ['networks', '3', 'a list of networks']),
-        ({'networks': [lambda x: x]}, TypeError, ['networks', 'lacks', 'event_shape', 'MaskedAutoregressiveNetwork']),
+        (
+            {'networks': [lambda x: x]},
+            TypeError,
+            ['networks', 'callable with event_shape', 'MaskedAutoregressiveNetwork'],
+        ),
         (
             {'networks': [*_networks(), MaskedAutoregressiveNetwork(4, (8,), dtype=tf.float64)]},
             ValueError,
-            ['networks', 'event_shapes', '3', '4', 'the same for all'],
+            ['networks', 'event_shape', '3', '4', 'the same for all'],
         ),
         (
             {'networks': [*_networks(), MaskedAutoregressiveNetwork(EVENT, (8,))]},
             ValueError,
-            ['networks', 'dtypes', 'float64', 'float32', 'the same for all'],
+            ['networks', 'dtype', 'float64', 'float32', 'the same for all'],
         ),
         (
             {'networks': [*_networks(context_shape=2), *_networks(context_shape=3)]},
             ValueError,
-            ['networks', 'context_shapes', '2', '3', 'the same for all'],
+            ['networks', 'context_shape', '2', '3', 'the same for all'],
         ),
         ({'networks': _networks(), 'event_shape': 3}, ValueError, ['event_shape', '3', 'networks', 'Leave it out']),
         ({'networks': _networks(), 'num_flows': 2}, ValueError, ['num_flows', '2', 'networks', 'Leave it out']),

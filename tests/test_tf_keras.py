@@ -128,10 +128,10 @@ x = np.zeros([8, 2], 'float32')
 before = [weight.numpy() for weight in flow.trainable_weights]
 weights = []
 record = k.callbacks.LambdaCallback(
-    on_train_batch_begin=lambda batch, logs=None: weights.append(float(flow._kl_warmup.weight(1.0, None)))
+    on_train_batch_begin=lambda batch, logs=None: weights.append(float(flow.kl_weight_in_training))
 )
 model.fit([x, x], x, batch_size=4, verbose=0, callbacks=[iaf.KLWarmup(4), record])
-assert weights == [0.0, 0.25] and float(flow._kl_warmup.weight(1.0, None)) == 1.0
+assert weights == [0.0, 0.25] and float(flow.kl_weight_in_training) == 1.0
 # In the last batch of one row, a replica gets none.
 assert np.all(np.isfinite(model.evaluate([x[:5], x[:5]], x[:5], batch_size=4, verbose=0)))
 assert all(np.any(a != b.numpy()) for a, b in zip(before, flow.trainable_weights))

@@ -211,8 +211,9 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
 class IAFPosterior(PosteriorLayer, _Keras3, keras.layers.Layer):
     """A `tfp_iaf.IAFPosterior` whose variables a Keras model trains and saves, as an attribute of that model.
 
-    Keras 3 finds no variables in a plain `tfp_iaf.IAFPosterior`: `fit` would not train them, and no file have them.
-    This one is a Keras layer that makes its weights at once. It is called as `flow(loc, scale_diag, context)`, in the
+    Keras 3 finds no variables in a plain `tfp_iaf.IAFPosterior`: `fit` would not train them, and no file would have
+    them. A plain one that a model holds raises an error when the model's `call` uses it; a `train_step` that uses it
+    without calling the model goes unnoticed. This one is a Keras layer that makes its weights at once. It is called as `flow(loc, scale_diag, context)`, in the
     `call` or the `train_step` of a model, and returns a `tfd.TransformedDistribution`; `flow.bijector(context)` gives
     the steps alone.
 
@@ -259,8 +260,9 @@ class KLWarmup(WarmupCallback, keras.callbacks.Callback):
 
     Everything but a training step sees the full weight: validation, `evaluate`, and what callbacks save at the end of
     an epoch or a batch. So `val_loss` can be compared over epochs, and `EarlyStopping` and `ModelCheckpoint` can rely
-    on it. `layer.kl_weight` is the full weight at all times, and may be assigned to. With `steps_per_execution=n`,
-    Keras calls back once for n steps, which then share the weight of the first.
+    on it. `layer.kl_weight` is the full weight at all times, and may be assigned to; `layer.kl_weight_in_training` is
+    the other, for a callback that comes after this one. With `steps_per_execution=n`, Keras calls back once for n
+    steps, which then share the weight of the first.
 
     Args:
         steps: K, the number of optimizer steps from `start` to the full weight. For epochs, multiply by the batches of

@@ -89,8 +89,15 @@ class SamplingLayer:
 
     @property
     def kl_weight(self) -> Any:
-        """The weight of the KL term, a variable that may be assigned to while training, or `None`."""
+        """The full weight of the KL term, a variable that may be assigned to while training, or `None`."""
         return self._kl_weight
+
+    @property
+    def kl_weight_in_training(self) -> tf.Tensor | None:
+        """The weight that a training step would take now: `kl_weight`, or what `KLWarmup` makes of it."""
+        if self._kl_weight is None:
+            return None
+        return self._kl_warmup.weight(tf.convert_to_tensor(self._kl_weight), training=True)
 
     def posterior(self, z_mean: tf.Tensor, z_log_var: tf.Tensor, context: tf.Tensor | None = None) -> tfd.Distribution:
         """Returns q(z|x); a subclass defines it."""
@@ -194,13 +201,15 @@ class SamplingLayer:
         by_row = tf.reduce_sum(kl, axis=list(range(1, kl.shape.rank)))
         if not tf.distribute.in_cross_replica_context():  # where tf_keras works out shapes, and no replica counts
             self._kl_metric.update_state(by_row)
+        # A replica of a strategy may get no rows, whose mean counts as zero.
+        rows = tf.size(by_row)
         if self.free_bits is None:
-            # No rows, as a replica may get, have a mean of zero.
-            term = tf.math.divide_no_nan(tf.reduce_sum(by_row), tf.cast(tf.size(by_row), kl.dtype))
+            term = tf.math.divide_no_nan(tf.reduce_sum(by_row), tf.cast(rows, kl.dtype))
         else:
             groups = self._groups()
             others = [axis for axis in range(1, kl.shape.rank) if axis not in groups]
             term = objectives.free_bits(tf.reduce_sum(kl, axis=others) if groups else by_row, self.free_bits)
+            term = tf.where(rows > 0, term, tf.zeros([], term.dtype))
         weight = self._kl_warmup.weight(tf.convert_to_tensor(self._kl_weight), training)
         # In Keras's own dtype, in which it adds up the losses of a model.
         self.add_loss(tf.cast(weight * term, self._keras.backend.floatx()))

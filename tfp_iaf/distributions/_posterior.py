@@ -122,6 +122,8 @@ class IAFPosterior(tf.Module):
         self._context_shape: Any = None
         if networks is not None:
             _check_defaults(arguments)
+            if not isinstance(networks, (list, tuple)) or not networks:
+                raise ValueError(f'networks: got {networks!r}, expected a list of networks, one per step.')
             self._transform = _transform_of(transform, len(networks))
             self._networks = tuple(networks)
             self._event_shape, self._context_shape, self._dtype = _checked_signature(networks, self._transform)
@@ -251,8 +253,6 @@ def _check_defaults(arguments: dict[str, Any]) -> None:
 
 def _checked_signature(networks: Any, transform: Transform) -> tuple[tf.TensorShape, tf.TensorShape | None, tf.DType]:
     """Returns the event shape, the context shape and the dtype that all networks have in common."""
-    if not isinstance(networks, (list, tuple)) or not networks:
-        raise ValueError(f'networks: got {networks!r}, expected a list of networks, one per step.')
     signatures = []
     for network in networks:
         signature = signature_of(network)
