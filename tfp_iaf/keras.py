@@ -213,7 +213,9 @@ class IAFPosterior(PosteriorLayer, _Keras3, keras.layers.Layer):
 
     Keras 3 finds no variables in a plain `tfp_iaf.IAFPosterior`: `fit` would not train them, and no file would have
     them. A plain one that a model holds raises an error when the model's `call` uses it; a `train_step` that uses it
-    without calling the model goes unnoticed. This one is a Keras layer that makes its weights at once. It is called as `flow(loc, scale_diag, context)`, in the
+    without calling the model goes unnoticed.
+
+    This one is a Keras layer that makes its weights at once. It is called as `flow(loc, scale_diag, context)`, in the
     `call` or the `train_step` of a model, and returns a `tfd.TransformedDistribution`; `flow.bijector(context)` gives
     the steps alone.
 
