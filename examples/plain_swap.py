@@ -3,7 +3,7 @@
 `python plain_swap.py` trains both on scikit-learn's 8x8 digits, from the same seeds, and prints the negative ELBO of
 the test images, seed by seed, with the paired difference. Nothing else differs: same encoder and decoder, same
 optimizer, same number of epochs, no warm-up. `--network=conv` takes convolutions, `--transform=affine` another
-transform. About 4 minutes on one core; `--quick` takes less than one, for a look at what it prints.
+transform. 4 to 8 minutes on one core; `--quick` takes less than one, for a look at what it prints.
 """
 
 import os
@@ -17,6 +17,7 @@ import numpy as np
 import sklearn.datasets
 import tensorflow as tf
 from absl import app, flags
+from keras.layers import Layer
 
 import tfp_iaf.keras
 
@@ -24,7 +25,7 @@ LATENTS, BATCH, TEST_IMAGES = 10, 64, 400
 LOG_2_PI = float(np.log(2 * np.pi))
 
 
-class Sampling(keras.layers.Layer):
+class Sampling(Layer):
     """The layer of the Keras documentation; it adds the closed-form KL to the loss."""
 
     def __init__(self) -> None:
@@ -72,9 +73,7 @@ def reconstruction_loss(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(images, logits), axis=[-3, -2, -1])
 
 
-def train(
-    sampling: keras.layers.Layer, images: np.ndarray, network: str, epochs: int
-) -> tuple[keras.Model, keras.Model]:
+def train(sampling: Layer, images: np.ndarray, network: str, epochs: int) -> tuple[keras.Model, keras.Model]:
     """Trains a VAE with this sampling layer; returns its encoder and decoder."""
     encoder, decoder = make_networks(network)
     inputs = keras.Input([8, 8, 1])
@@ -93,9 +92,7 @@ def gaussian(z_mean: tf.Tensor, z_log_var: tf.Tensor, samples: int) -> tuple[tf.
     return z_mean + tf.exp(0.5 * z_log_var) * noise, -0.5 * tf.reduce_sum(noise**2 + z_log_var + LOG_2_PI, axis=-1)
 
 
-def neg_elbo(
-    encoder: keras.Model, decoder: keras.Model, sampling: keras.layers.Layer, images: tf.Tensor, samples: int
-) -> float:
+def neg_elbo(encoder: keras.Model, decoder: keras.Model, sampling: Layer, images: tf.Tensor, samples: int) -> float:
     """Returns the mean of log q(z|x) - log p(z) - log p(x|z) over images and samples."""
 
     @tf.function
@@ -112,7 +109,7 @@ def neg_elbo(
     return float(np.mean([estimate(10) for _ in range(samples // 10)]))
 
 
-def run(make_sampling: Callable[[], keras.layers.Layer], seed: int, settings: dict[str, Any]) -> float:
+def run(make_sampling: Callable[[], Layer], seed: int, settings: dict[str, Any]) -> float:
     """Returns the negative ELBO of the test images for a VAE trained from a seed."""
     keras.utils.set_random_seed(seed)
     training, test = load_digits()
