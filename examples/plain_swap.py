@@ -112,8 +112,7 @@ def neg_elbo(encoder: keras.Model, decoder: keras.Model, sampling: Layer, images
 def run(make_sampling: Callable[[], Layer], seed: int, settings: dict[str, Any]) -> float:
     """Returns the negative ELBO of the test images for a VAE trained from a seed."""
     keras.utils.set_random_seed(seed)
-    training, test = load_digits()
-    sampling = make_sampling()
+    (training, test), sampling = load_digits(), make_sampling()
     encoder, decoder = train(sampling, training, settings['network'], settings['epochs'])
     return neg_elbo(encoder, decoder, sampling, tf.constant(test), settings['samples'])
 
