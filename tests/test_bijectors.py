@@ -841,3 +841,18 @@ def test_keras_layer_as_the_network():
 def test_network_that_returns_a_pair():
     with raises(TypeError, 'network', 'tuple', '[..., 3, 2]', 'tf.stack'):
         InverseAutoregressiveFlow(lambda x: (x, x)).forward(x3)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+def test_context_of_classes_whose_shape_is_known(direction):
+    """A network that tells the shape of its context, but no dtype, may take integers."""
+
+    class Classes:
+        context_shape = tf.TensorShape([1])
+
+        def __call__(self, x, context):
+            shift = tf.cast(context, x.dtype) + 0.1 * tf.cumsum(x, axis=-1, exclusive=True)
+            return tf.stack([shift, tf.zeros_like(x)], axis=-1)
+
+    step = InverseAutoregressiveFlow(Classes(), transform='affine')
+    assert np.all(np.isfinite(getattr(step, direction)(x3, context=tf.ones([5, 1], tf.int32))))

@@ -58,12 +58,7 @@ def _address(tensor: tf.Tensor) -> object:
 def _is_in_scope(tensor: tf.Tensor) -> bool:
     """Tells whether operations made now may use a tensor: not one of a branch, a loop or a scratch graph of Keras."""
     own = getattr(tensor, 'graph', None)  # an eager tensor has none
-    if own is None:
-        return True
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None and graph is not own:
-        graph = getattr(graph, 'outer_graph', None)
-    return graph is not None
+    return own is None or any(graph is own for graph in _compat.enclosing_graphs())
 
 
 class _StepCache(_compat.GreedyCache):

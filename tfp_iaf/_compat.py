@@ -10,7 +10,7 @@ import contextlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -27,6 +27,7 @@ __all__ = [
     'calling_keras_layer',
     'check_versions',
     'coerce_structure',
+    'enclosing_graphs',
     'is_injective',
     'is_recording',
     'is_vectorizing',
@@ -84,12 +85,18 @@ except ImportError:
 
 def tapes_have_seen(results: Sequence[tf.Tensor], sources: Sequence[tf.Tensor]) -> bool:
     """Tells whether the tapes that record now would give derivatives of results if they would of their sources."""
-    if not is_recording():
-        return True
     # 0: no tape would give a derivative, 1: one would, of first order, 2: of higher order as well.
     return PossibleTapeGradientTypes is not None and bool(
         PossibleTapeGradientTypes(list(results)) >= PossibleTapeGradientTypes(list(sources))
     )
+
+
+def enclosing_graphs() -> Iterator[tf.Graph]:
+    """Yields the graph that operations made now go to, if any, and the graphs around it, from the inside out."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        yield graph
+        graph = getattr(graph, 'outer_graph', None)
 
 
 def is_vectorizing() -> bool:
@@ -98,12 +105,9 @@ def is_vectorizing() -> bool:
     It rewrites the operations that it traces, and loses custom gradients. It traces in a name scope of its own, which
     is all there is to tell it by. Where this fails, see `inversion._implicit.guarded`.
     """
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None:
-        if any(part.startswith('loop_body') for part in graph.get_name_scope().split('/')):
-            return True
-        graph = getattr(graph, 'outer_graph', None)
-    return False
+    return any(
+        part.startswith('loop_body') for graph in enclosing_graphs() for part in graph.get_name_scope().split('/')
+    )
 
 
 # TensorFlow: checkpoints.

@@ -200,7 +200,7 @@ class InverseAutoregressiveFlow(CachedBijector):
         # of the loss, since zero times NaN is NaN.
         is_known = is_in_range(x)
         finite, finite_context = tf.where(is_known, x, tf.zeros([], x.dtype)), context
-        if context is not None and self._knows_context:
+        if context is not None and self._knows_context and tf.as_dtype(context.dtype).is_floating:
             finite_context, of_context = self._finite_context(context)
             is_known &= of_context
         y, log_derivatives = self._transform.forward(finite, self._parameters_at(finite, finite_context))

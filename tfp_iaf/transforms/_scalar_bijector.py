@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_iaf._checks import checked_size
+from tfp_iaf._compat import is_injective
 from tfp_iaf._numerics import nan_unless
 from tfp_iaf.transforms._base import Transform
 
@@ -108,7 +109,7 @@ class ScalarBijector(Transform):
         bijector = self._bijector_fn(params)
         if not isinstance(bijector, tfp.bijectors.Bijector):
             raise TypeError(f'bijector_fn: returned {bijector!r}, expected a tfp.bijectors.Bijector.')
-        if (bijector.forward_min_event_ndims, bijector.inverse_min_event_ndims) != (0, 0) or not bijector._is_injective:
+        if (bijector.forward_min_event_ndims, bijector.inverse_min_event_ndims) != (0, 0) or not is_injective(bijector):
             raise ValueError(
                 f'bijector_fn: returned {bijector!r}, expected a one-to-one bijector of scalars, with '
                 f'forward_min_event_ndims=0: each entry goes through its own.'
