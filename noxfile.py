@@ -58,6 +58,29 @@ def doctests(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """The lines of the package that the fast tests reach; setup.cfg has the floor."""
+    session.install('-e', '.[test]', 'pytest-cov')
+    session.run('python', '-m', 'pytest', '-q', '-n', '2', '-m', 'not slow', '--cov', 'tfp_iaf', '--cov-report', 'term')
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """The wheel, installed into an empty environment, where it must work without the repository."""
+    session.install('build')
+    directory = session.create_tmp()
+    session.run('python', '-m', 'build', '--outdir', directory)
+    environment = pathlib.Path(directory, 'empty').resolve()
+    session.run('python', '-m', 'venv', '--clear', str(environment))
+    (made,) = pathlib.Path(directory).resolve().glob('*.whl')
+    python = str(environment / 'bin' / 'python')
+    session.run(python, '-m', 'pip', 'install', '-q', str(made), external=True)
+    script = 'import tfp_iaf.keras, tfp_iaf.tf_keras; print(tfp_iaf.IAFPosterior(2)([0.0, 0.0], [1.0, 1.0]).sample())'
+    session.chdir(environment)
+    session.run(python, '-c', script, external=True)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The site, with warnings as errors; its pages must not need a network."""
     session.install('-e', '.[docs]')

@@ -502,16 +502,70 @@ def test_inverted_step_takes_one_evaluation_for_density_estimation():
     assert net.calls == 1
 
 
+# What is known of the variables of a network: all, or nothing.
+OPAQUE = {
+    'network': lambda net: net,
+    'function': lambda net: lambda x: net(x),
+    'tf.function': lambda net: tf.function(lambda x: net(x), autograph=False),
+}
+each_opacity = pytest.mark.parametrize('opacity', OPAQUE)
+
+
+@each_opacity
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
-def test_value_at_the_same_tensor_follows_an_assignment(direction):
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+def test_value_at_the_same_tensor_follows_an_assignment(direction, opacity, in_function):
     """TFP caches by tensor; a variable that changes must not leave the old value behind."""
     net = network()
-    step = InverseAutoregressiveFlow(net)
-    before = getattr(step, direction)(x3)
-    perturb(net)
-    after = getattr(step, direction)(x3)
-    np.testing.assert_array_equal(after, getattr(step, direction)(tf.identity(x3)))
+    step = InverseAutoregressiveFlow(OPAQUE[opacity](net))
+    calculate = getattr(step, direction)
+
+    def compute():
+        before = calculate(x3)
+        perturb(net)
+        return before, calculate(x3), calculate(tf.identity(x3))
+
+    before, after, expected = (tf.function(compute, autograph=False) if in_function else compute)()
+    np.testing.assert_array_equal(after, expected)
     assert np.any(after != before)
+
+
+def test_a_function_that_assigns_is_an_assignment():
+    """In a graph, such as that of a training loop, the assignment may be inside a call, a loop or a branch."""
+    net = network()
+    step = InverseAutoregressiveFlow(net)
+
+    @tf.function(autograph=False)
+    def perturbed():
+        perturb(net)
+        return 0
+
+    @tf.function(autograph=False)
+    def compute():
+        before = step.forward(x3)
+        tf.while_loop(lambda i: i < 2, lambda i: perturbed() + i + 1, [0])
+        return before, step.forward(x3), step.forward(tf.identity(x3))
+
+    before, after, expected = compute()
+    np.testing.assert_array_equal(after, expected)
+    assert np.any(after != before)
+
+
+@each_opacity
+@pytest.mark.parametrize('direction', ['forward', 'inverse'])
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+def test_a_tape_that_comes_later_has_gradients(direction, opacity, in_function):
+    net = network()
+    step = InverseAutoregressiveFlow(OPAQUE[opacity](net))
+
+    def compute():
+        known = getattr(step, direction)(x3)
+        with tf.GradientTape() as tape:
+            log_det = getattr(step, f'{direction}_log_det_jacobian')(x3)
+        return known, tape.gradient(log_det, net.trainable_variables)
+
+    _, gradients = (tf.function(compute, autograph=False) if in_function else compute)()
+    assert all(gradient is not None and np.any(gradient != 0) for gradient in gradients)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])

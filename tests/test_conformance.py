@@ -194,7 +194,9 @@ def compiled_equals_eager(module, jit_compile, batches, dtype=tf.float64, tolera
             total = tf.add_n([tf.reduce_sum(tf.sin(value)) for value in tf.nest.flatten(results)])
         return results, tape.gradient(total, [inputs, owner.trainable_variables], unconnected_gradients='zero')
 
-    compiled = tf.function(everything, input_signature=module.signature(dtype), jit_compile=jit_compile)
+    compiled = tf.function(
+        everything, input_signature=module.signature(dtype), jit_compile=jit_compile, autograph=False
+    )
     for batch in batches:
         inputs = module.inputs(batch, dtype=dtype)
         assert_all_close(compiled(*inputs), everything(*inputs), rtol=tolerance, atol=tolerance)
@@ -211,6 +213,7 @@ def test_xla_equals_eager_in_float32(module):
 
 
 @each_representative
+@pytest.mark.usefixtures('optimized_graphs')
 def test_graph_equals_eager(module):
     """Of the others, the test of the SavedModel compares the values."""
     compiled_equals_eager(module, jit_compile=False, batches=[1, 4])

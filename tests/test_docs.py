@@ -16,7 +16,11 @@ import tfp_iaf
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
-PAGES = [ROOT / 'README.md', *sorted(page for page in DOCS.rglob('*.md') if '_build' not in page.parts)]
+PAGES = [
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    *sorted(page for page in DOCS.rglob('*.md') if '_build' not in page.parts),
+]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding='utf-8') for page in PAGES}
 FIGURES = sorted(path for path in DOCS.rglob('*.png') if '_build' not in path.parts)
 # Of pages that take more than about ten seconds.
@@ -89,7 +93,7 @@ def test_files_named_exist(name):
 
 
 def test_page_for_contributors_lists_every_module():
-    table = re.search(r'## Where things are(.*?)##', TEXTS['docs/contributing.md'], re.S)[1]
+    table = re.search(r'## Where things are(.*?)##', TEXTS['CONTRIBUTING.md'], re.S)[1]
     listed = set(re.findall(r'`tfp_iaf/([\w./]+?)/?`', table))
     assert listed == {
         path.name for path in (ROOT / 'tfp_iaf').iterdir() if not path.name.startswith('__') and path.name != 'py.typed'

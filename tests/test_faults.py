@@ -33,7 +33,7 @@ def test_a_row_masked_out_leaves_every_gradient_finite(flow, bad):
     sources = [y, loc, scale, *variables, *([] if context is None else [context])]
 
     def log_prob():
-        noise = tfp_iaf.distributions._base.gaussian(loc, scale, event_ndims=1)
+        noise = tfp_iaf.distributions._gaussian.gaussian(loc, scale, event_ndims=1)
         return tfd.TransformedDistribution(noise, owner.bijector(context)).log_prob(y)
 
     values, gradients = masked_gradients(log_prob, sources)
@@ -51,7 +51,7 @@ def test_a_context_that_is_not_finite_is_masked_out(flow):
     context[1, 0] = np.nan
     context = tf.constant(context)
     loc, scale = tf.zeros([flow.event_size], tf.float64), tf.ones([flow.event_size], tf.float64)
-    noise = tfp_iaf.distributions._base.gaussian(loc, scale, event_ndims=1)
+    noise = tfp_iaf.distributions._gaussian.gaussian(loc, scale, event_ndims=1)
     sources = [y, context, *(variable for variable in owner.trainable_variables if variable.name not in flow.idle)]
     values, gradients = masked_gradients(
         lambda: tfd.TransformedDistribution(noise, owner.bijector(context)).log_prob(y), sources

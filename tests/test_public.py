@@ -28,6 +28,7 @@ LAYERS = (
     '_version',
     '_numerics',
     '_checks',
+    '_random',
     '_shapes',
     '_compat',
     '_caching',

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
 
+import tfp_iaf
 from tests.flows import jacobian, normal, perturb, raises, tfb, tfd
 from tfp_iaf import IAFPosterior, build_iaf_surrogate_posterior, transforms
 
@@ -391,6 +392,21 @@ def test_arguments_reach_the_networks():
         assert network.order.tolist() == [0, 1, 2]
     assert q.bijector.bijectors[-1].transform == transforms.Affine(2.0)
     assert (q.name, q.bijector.name) == ('mine', 'mine')
+
+
+def test_networks_of_ones_own():
+    """They give the same as the arguments that would build them."""
+    networks = [tfp_iaf.MaskedAutoregressiveNetwork(5, (16,), order=order, seed=3) for order in ('random', range(5))]
+    q = build_iaf_surrogate_posterior({'a': [2], 'b': [3]}, networks=networks)
+    of_networks = {id(variable) for network in networks for variable in network.variables}
+    assert of_networks < {id(variable) for variable in q.trainable_variables}
+    assert len(of_networks) + 2 == len(q.trainable_variables)
+    z, log_q = q.experimental_sample_and_log_prob(4, seed=SEED)
+    np.testing.assert_allclose(q.log_prob(tf.nest.map_structure(tf.identity, z)), log_q, atol=1e-4)
+    with raises(ValueError, 'networks', 'event_shape=[5]', 'expected [4]'):
+        build_iaf_surrogate_posterior({'a': [2], 'b': [2]}, networks=networks)
+    with raises(ValueError, 'networks', 'hidden_units'):
+        build_iaf_surrogate_posterior([5], hidden_units=(8,), networks=networks)
 
 
 def test_without_flows_it_is_the_gaussian_sent_through_the_bijector():

@@ -22,8 +22,9 @@ class Dependencies:
 
     def __init__(self, variables: Iterable[Any], tensors: Iterable[tf.Tensor] = ()) -> None:
         self._variables, self._tensors = tuple(variables), tuple(tensors)
-        # In a graph nobody can tell.
+        # In a graph there are no values, but the operations that assign to the variables can be counted.
         self._values = self._read() if tf.executing_eagerly() else None
+        self._assignments = _compat.count_assignments(self._variables)
 
     def _read(self) -> list[tf.Tensor]:
         # A Keras variable can be converted, but not read.
@@ -32,7 +33,7 @@ class Dependencies:
     def are_unchanged(self) -> bool:
         """Tells whether the variables still have their values."""
         if self._values is None or not tf.executing_eagerly():
-            return True
+            return _compat.count_assignments(self._variables) == self._assignments
         return all(map(_are_equal, self._values, self._read()))
 
     def are_recorded_in(self, results: list[tf.Tensor], argument: tf.Tensor) -> bool:

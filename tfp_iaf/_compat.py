@@ -27,7 +27,9 @@ __all__ = [
     'calling_keras_layer',
     'check_versions',
     'coerce_structure',
+    'count_assignments',
     'enclosing_graphs',
+    'is_increasing',
     'is_injective',
     'is_recording',
     'is_vectorizing',
@@ -110,6 +112,24 @@ def is_vectorizing() -> bool:
     )
 
 
+_READING = frozenset({'ReadVariableOp', 'ResourceGather', 'VariableShape', 'VarIsInitializedOp'})
+
+
+def count_assignments(variables: Sequence[Any]) -> int:
+    """Counts the operations in the graphs being built that may assign to variables, such as calls that take one."""
+    total = 0
+    for graph in enclosing_graphs():
+        captured = {id(outer): inner for outer, inner in getattr(graph, 'captures', ())}
+        for variable in variables:
+            # That of Keras holds one; those of a strategy have one on each device.
+            variable = variable if isinstance(variable, tf.Variable) else getattr(variable, 'value', None)
+            for each in getattr(variable, 'values', [variable]):
+                handle = captured.get(id(getattr(each, 'handle', None)))
+                if handle is not None:
+                    total += sum(operation.type not in _READING for operation in handle.consumers())
+    return total
+
+
 # TensorFlow: checkpoints.
 
 
@@ -160,7 +180,7 @@ except ImportError:  # copy.deepcopy then fails, as it does for TFP's own.
 
 
 def model_of(bijector: Any) -> Any:
-    """Returns the joint distribution whose default event-space bijector this is, or `None` if nobody can tell."""
+    """Returns the joint distribution whose default event-space bijector this is, or `None` if it is unknown."""
     return getattr(bijector, '_jd', None)
 
 
@@ -186,6 +206,11 @@ except ImportError as error:
 def is_injective(bijector: tfp.bijectors.Bijector) -> bool:
     """Tells whether a bijector is one, since TFP also has maps such as the square."""
     return bool(getattr(bijector, '_is_injective', True))
+
+
+def is_increasing(bijector: tfp.bijectors.Bijector) -> tf.Tensor:
+    """Returns whether a bijector of scalars increases; raises NotImplementedError if it does not tell."""
+    return bijector._internal_is_increasing()
 
 
 # Keras 3.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 
-__all__ = ['Lead', 'lead_of', 'reshaped', 'rows_of']
+__all__ = ['Lead', 'event_sizes', 'lead_of', 'reshaped', 'rows_of']
+
+# A size that is known, or a scalar tensor.
+Size: TypeAlias = int | tf.Tensor
 
 
 class Lead(NamedTuple):
@@ -40,7 +43,20 @@ def lead_of(value: tf.Tensor, event_rank: int) -> Lead:
     return Lead(static, value, event_rank)
 
 
-def reshaped(value: tf.Tensor, lead: Lead, event: Sequence[int]) -> tf.Tensor:
+def event_sizes(value: tf.Tensor, event_rank: int) -> list[Size]:
+    """Returns the last sizes of a tensor.
+
+    >>> event_sizes(tf.zeros([7, 5, 8, 8]), event_rank=2)
+    [8, 8]
+    """
+    if not event_rank:
+        return []
+    static = value.shape[-event_rank:] if value.shape.rank is not None else tf.TensorShape([None] * event_rank)
+    dynamic = tf.shape(value)[-event_rank:]
+    return [dynamic[i] if size is None else size for i, size in enumerate(static)]
+
+
+def reshaped(value: tf.Tensor, lead: Lead, event: Sequence[Size]) -> tf.Tensor:
     """Gives a tensor the shape `[*lead, *event]`."""
     static = lead.static
     if static.rank is not None:
@@ -48,8 +64,8 @@ def reshaped(value: tf.Tensor, lead: Lead, event: Sequence[int]) -> tf.Tensor:
         # One unknown size can be inferred, unless there is nothing to infer it from.
         if sizes.count(-1) == 0 or (sizes.count(-1) == 1 and 0 not in sizes):
             return tf.reshape(value, [*sizes, *event])
-    value = tf.reshape(value, tf.concat([lead.dynamic(), list(event)], axis=0))
-    return tf.ensure_shape(value, static.concatenate(list(event)))
+    value = tf.reshape(value, tf.concat([lead.dynamic(), *([size] for size in event)], axis=0))
+    return tf.ensure_shape(value, static.concatenate([None if tf.is_tensor(size) else size for size in event]))
 
 
 def rows_of(value: tf.Tensor, event_size: int) -> tf.Tensor:

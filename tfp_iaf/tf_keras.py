@@ -17,7 +17,7 @@ from tfp_iaf._layers._iaf_sampling import IAFSamplingLayer
 from tfp_iaf._layers._posterior import PosteriorLayer
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._warmup import WarmupCallback
-from tfp_iaf.networks._base import random_generator
+from tfp_iaf._random import random_generator
 
 __all__ = ['IAFPosterior', 'IAFSampling', 'KLWarmup', 'PosteriorSampling']
 

@@ -14,7 +14,7 @@ from tfp_iaf._checks import checked_dtype, checked_number, checked_size
 from tfp_iaf._layers import _inputs, _kl, _priors
 from tfp_iaf._layers._inputs import Shape
 from tfp_iaf._layers._warmup_state import KLWarmupState
-from tfp_iaf.networks._base import random_generator
+from tfp_iaf._random import random_generator
 
 __all__ = ['SamplingLayer']
 

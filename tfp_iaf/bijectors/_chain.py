@@ -19,7 +19,11 @@ class _NoCache(_compat.UncachedLookup):
 
 
 class FlowChain(_compat.Chain):
-    """A `tfb.Chain` without a cache of its own, whose entries would go stale, and with log-derivatives by entry."""
+    """A `tfb.Chain` without a cache of its own, whose entries would go stale, and with log-derivatives by entry.
+
+    Shapes, dtype and cost are those of its bijectors. It raises a TypeError for keywords that no bijector takes, which
+    a `tfb.Chain` ignores.
+    """
 
     _cache = _NoCache('_forward', '_inverse')
 

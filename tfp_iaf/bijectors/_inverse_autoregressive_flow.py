@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -142,7 +143,7 @@ class InverseAutoregressiveFlow(CachedBijector):
 
     @property
     def transform(self) -> Transform:
-        """What each entry goes through."""
+        """The elementwise transform."""
         return self._transform
 
     @property
@@ -200,47 +201,64 @@ class InverseAutoregressiveFlow(CachedBijector):
         # of the loss, since zero times NaN is NaN.
         is_known = is_in_range(x)
         finite, finite_context = tf.where(is_known, x, tf.zeros([], x.dtype)), context
-        if context is not None and self._knows_context and tf.as_dtype(context.dtype).is_floating:
-            finite_context, of_context = self._finite_context(context)
-            is_known &= of_context
-        y, log_derivatives = self._transform.forward(finite, self._parameters_at(finite, finite_context))
+        finite_context, of_context = self._finite_context(context, self._event_ndims)
+        is_known &= of_context
+        with self._finding_variables() as tape:
+            params = self._parameters_at(finite, finite_context)
+        y, log_derivatives = self._transform.forward(finite, params)
         y, log_derivatives = (nan_unless(is_known, value) for value in (y, log_derivatives))
-        return y, self._attributes(log_derivatives, context)
+        return y, self._attributes(log_derivatives, context, tape)
 
-    def _finite_context(self, context: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the context with zeros for what is out of range, and which events it leaves known."""
+    def _finite_context(self, context: Any, event_ndims: int) -> tuple[Any, tf.Tensor | bool]:
+        """Returns the context with zeros for what is out of range, and which events it leaves known, `[..., 1, ...]`.
+
+        A context whose event axes the network does not tell is left to the network.
+        """
+        if context is None or not self._knows_context:
+            return context, True
         context = tf.convert_to_tensor(context)
+        if not context.dtype.is_floating:
+            return context, True
         is_known = is_in_range(context)
         finite = tf.where(is_known, context, tf.zeros([], context.dtype))
         known_events = tf.reduce_all(is_known, axis=list(range(-self._context_ndims, 0)), keepdims=True)
-        if self._context_ndims != self._event_ndims:
-            lead = lead_of(known_events, self._context_ndims)
-            known_events = reshaped(known_events, lead, [1] * self._event_ndims)
+        if self._context_ndims != event_ndims:
+            known_events = reshaped(known_events, lead_of(known_events, self._context_ndims), [1] * event_ndims)
         return finite, known_events
+
+    def _finding_variables(self) -> Any:
+        """Returns a tape that finds the variables of a network which does not tell them."""
+        tells = hasattr(self._network, 'variables')
+        return contextlib.nullcontext() if tells else tf.GradientTape()
 
     def _augmented_inverse(self, y: tf.Tensor, **kwargs: Any) -> tuple[tf.Tensor, dict[str, Any]]:
         context = self._context_of(**kwargs)
         y = self._checked_event('y', y, context)
-        x, log_derivatives = inverted(
-            self._network,
-            self._parameters_at,
-            self._transform,
-            y,
-            context,
-            event_ndims=self._event_ndims,
-            context_ndims=self._context_ndims if self._knows_context else None,
-            method=self._inverse_method,
-        )
+        finite_context, is_known = self._finite_context(context, 1)
+        with self._finding_variables() as tape:
+            x, log_derivatives = inverted(
+                self._network,
+                self._parameters_at,
+                self._transform,
+                y,
+                finite_context,
+                is_known,
+                event_ndims=self._event_ndims,
+                method=self._inverse_method,
+            )
         if self.validate_args:
             message = f'{self.name}: the inverse did not converge: y is not finite, or the network not autoregressive.'
             with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(tf.math.is_nan(x)), [message])]):
                 x = tf.identity(x)
-        return x, self._attributes(log_derivatives, context)
+        return x, self._attributes(log_derivatives, context, tape)
 
-    def _attributes(self, log_derivatives: tf.Tensor, context: tf.Tensor | None) -> dict[str, Any]:
+    def _attributes(
+        self, log_derivatives: tf.Tensor, context: tf.Tensor | None, tape: tf.GradientTape | None
+    ) -> dict[str, Any]:
         # Asked of the network: the search that tf.Module would make through the bijector, at every call, takes as long
         # as a small network.
-        variables = (*_variables_of(self._network), *_variables_of(context))
+        found = tape.watched_variables() if tape is not None else ()
+        variables = (*_variables_of(self._network), *found, *_variables_of(context))
         tensors = [context] if tf.is_tensor(context) and not isinstance(context, tf.Variable) else []
         axes = list(range(-self._event_ndims, 0))
         return {

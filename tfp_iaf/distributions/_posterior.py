@@ -22,14 +22,15 @@ from tfp_iaf._checks import (
     checked_size,
     checked_tensor,
 )
+from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of
 from tfp_iaf._tracking import check_keras_tracks
 from tfp_iaf.bijectors import InverseAutoregressiveFlow
 from tfp_iaf.bijectors._chain import FlowChain
 from tfp_iaf.bijectors._inverse_autoregressive_flow import check_inverse
-from tfp_iaf.distributions._base import gaussian
+from tfp_iaf.distributions._gaussian import gaussian
 from tfp_iaf.networks import MaskedAutoregressiveNetwork, Network
-from tfp_iaf.networks._base import random_generator, signature_of
+from tfp_iaf.networks._base import signature_of
 from tfp_iaf.networks._masked import VariableFactory
 from tfp_iaf.transforms import Gated, Transform
 
@@ -167,7 +168,7 @@ class IAFPosterior(tf.Module):
 
     @property
     def transform(self) -> Transform:
-        """What each entry goes through in a step."""
+        """The elementwise transform of a step."""
         return self._transform
 
     @property

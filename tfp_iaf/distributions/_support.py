@@ -105,7 +105,7 @@ def _excess(bijector: tfp.bijectors.Bijector, event_shapes: Any, dtype: tf.DType
 
 
 def _parts(bijector: tfp.bijectors.Bijector) -> list[tfp.bijectors.Bijector]:
-    """Returns the bijector of each part of an event, or none if nobody can tell."""
+    """Returns the bijector of each part of an event, or none if they are unknown."""
     model = _compat.model_of(bijector)
     if model is not None:
         parts = tf.nest.flatten(_compat.parts_of(model))

@@ -12,9 +12,10 @@ import tensorflow_probability as tfp
 from tfp_iaf import _compat
 from tfp_iaf._checks import Activation
 from tfp_iaf.bijectors._chain import FlowChain
-from tfp_iaf.distributions._base import gaussian
+from tfp_iaf.distributions._gaussian import gaussian
 from tfp_iaf.distributions._posterior import IAFPosterior
 from tfp_iaf.distributions._support import LocScale, support_of
+from tfp_iaf.networks import Network
 from tfp_iaf.transforms import Transform
 
 __all__ = ['build_iaf_surrogate_posterior']
@@ -29,6 +30,7 @@ def build_iaf_surrogate_posterior(
     num_flows: int = 2,
     hidden_units: Sequence[int] | None = None,
     *,
+    networks: Sequence[Network] | None = None,
     transform: str | Transform = 'affine',
     activation: str | Activation = 'elu',
     alternate_order: bool = True,
@@ -62,6 +64,8 @@ def build_iaf_surrogate_posterior(
         num_flows: Number of steps T; 0 gives a diagonal Gaussian, sent through `bijector`.
         hidden_units: Units of the hidden layers of each step's network. `None` means two layers with one unit for each
             of the D entries, and at least 32: with fewer than D - 1, some entries would not see all before them.
+        networks: One `tfp_iaf.networks.Network` per step, of event shape `[D]`, in sampling order. They replace the
+            arguments that build networks.
         transform: `'affine'`, `'gated'` (only contracts), or another of `tfp_iaf.transforms`.
         activation: Activation of the networks: a name of `tf.nn`, or a callable.
         alternate_order: Whether every second step takes the entries from right to left. Then every entry can depend on
@@ -126,19 +130,33 @@ def build_iaf_surrogate_posterior(
     event_size = sum(sizes)
     if event_size == 0:
         raise ValueError(f'event_shape: got {event_shape!r}, which has no entry, expected at least one.')
-    posterior = IAFPosterior(
-        event_size,
-        num_flows,
-        (max(event_size, _FEWEST_UNITS),) * 2 if hidden_units is None else hidden_units,
-        transform=transform,
-        activation=activation,
-        alternate_order=alternate_order,
-        inverse=inverse,
-        seed=seed,
-        dtype=_dtype_of(bijector) if dtype is None else dtype,
-        validate_args=validate_args,
-        name=name,
-    )
+    if networks is not None:
+        if hidden_units is not None:
+            raise ValueError(
+                f'hidden_units: got {hidden_units!r} beside networks, which are made already. Leave it out.'
+            )
+        posterior = IAFPosterior(
+            networks=networks, transform=transform, inverse=inverse, validate_args=validate_args, name=name
+        )
+        if posterior.event_shape != [event_size]:
+            raise ValueError(
+                f'networks: got event_shape={posterior.event_shape.as_list()}, expected [{event_size}], the number of '
+                f'entries of an event before the bijector.'
+            )
+    else:
+        posterior = IAFPosterior(
+            event_size,
+            num_flows,
+            (max(event_size, _FEWEST_UNITS),) * 2 if hidden_units is None else hidden_units,
+            transform=transform,
+            activation=activation,
+            alternate_order=alternate_order,
+            inverse=inverse,
+            seed=seed,
+            dtype=_dtype_of(bijector) if dtype is None else dtype,
+            validate_args=validate_args,
+            name=name,
+        )
     zeros, ones = tf.zeros([event_size], posterior.dtype), tf.ones([event_size], posterior.dtype)
     noise = gaussian(zeros, ones, event_ndims=1)
     # Never zero, as in the trainable distributions of TFP.
@@ -191,7 +209,7 @@ def _checked_shape(value: Any) -> tf.TensorShape:
     try:
         shape = tf.TensorShape(tf.get_static_value(value) if tf.is_tensor(value) else value)
     except (TypeError, ValueError) as error:
-        message = f'event_shape: got {value!r}, expected a shape such as [3], or a structure of such.'
+        message = f'event_shape: got {value!r}, expected a shape such as [3], or a structure of shapes.'
         raise type(error)(message) from error
     if not shape.is_fully_defined():
         raise ValueError(f'event_shape: got {value!r}, expected a shape with all sizes known, such as [3].')
@@ -202,7 +220,7 @@ def _checked_bijector(bijector: Any, shapes: Any) -> tfp.bijectors.Bijector | No
     """Returns one bijector for the whole structure of shapes."""
     for part in tf.nest.flatten(bijector):
         if part is not None and not isinstance(part, tfp.bijectors.Bijector):
-            raise TypeError(f'bijector: got {part!r}, expected a tfb.Bijector, None, or a structure of such.')
+            raise TypeError(f'bijector: got {part!r}, expected a tfb.Bijector, None, or a structure of bijectors.')
     if not tf.nest.is_nested(bijector):
         return bijector
     try:

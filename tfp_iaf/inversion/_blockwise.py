@@ -43,14 +43,14 @@ def blockwise(
 
     Args:
         layers: The layers of the network of the step, with its context.
-        transform: What each entry goes through.
+        transform: The elementwise transform.
         y: `[..., D]`.
         num_blocks: In how many blocks. By default 8, or as many as leave 8 entries to a block.
 
     Returns:
         x: `[..., D]`, the leading shapes of `y` and the context broadcast.
         log_derivatives: `[..., D]`, those of the step at x, from the same evaluations.
-        image: `[..., D]`, the step's value at x, which is `y` if the iterations have converged. It has no gradient.
+        image: `[..., D]`, the transform's value at x, which is `y` if its inverse is exact. It has no gradient.
 
     Gradients are those of the implicit function theorem, with the transposed system solved in the same way; memory is
     that of one network pass. A second derivative raises an error. While `tf.vectorized_map` traces, which drops custom

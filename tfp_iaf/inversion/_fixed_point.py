@@ -28,7 +28,7 @@ def fixed_point(parameters: Parameters, transform: Transform, y: tf.Tensor) -> t
 
     Args:
         parameters: The network, with its context: `[..., D]` to `[..., D, P]`.
-        transform: What each entry goes through.
+        transform: The elementwise transform.
         y: `[..., D]`.
 
     Returns:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfp_iaf._checks import Activation, checked_shape
 
-__all__ = ['ANY_CONTEXT', 'MaskedLayers', 'Network', 'Signature', 'random_generator', 'signature_of']
+__all__ = ['ANY_CONTEXT', 'MaskedLayers', 'Network', 'Signature', 'signature_of']
 
 
 class Network(Protocol):
@@ -21,6 +21,9 @@ class Network(Protocol):
 
     `MaskedAutoregressiveNetwork` is one. A network of your own has these attributes and is callable. A step also takes
     any other callable, such as a function or a `tfb.AutoregressiveNetwork`; it then checks less.
+
+    Shapes: x `[..., *event_shape]`, context `[..., *context_shape]`, result `[..., *event_shape, P]`; leading shapes
+    broadcast. Dtype: `dtype`, for the arguments and the result. Cost: a step makes one call per sample.
 
     A network may have more methods, which a step then uses:
 
@@ -104,18 +107,3 @@ class MaskedLayers:
     offsets: Sequence[tf.Tensor]
     activation: Activation
     params: int
-
-
-def random_generator(seed: int | None) -> np.random.Generator:
-    """Returns a NumPy generator; without a seed it follows `tf.random.set_seed` and `keras.utils.set_random_seed`."""
-    if seed is None:
-        with tf.init_scope():
-            seed = int(tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32))
-    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(
-            f'seed: got {seed!r}, expected a non-negative int or None. A stateless seed, as of tf.random, goes to '
-            f'sample(seed=...).'
-        )
-    elif seed < 0:
-        raise ValueError(f'seed: got {seed!r}, expected a non-negative int or None.')
-    return np.random.default_rng(int(seed))

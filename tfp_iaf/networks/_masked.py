@@ -19,9 +19,10 @@ from tfp_iaf._checks import (
     checked_shape,
     checked_size,
 )
+from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of, reshaped, rows_of
 from tfp_iaf.networks import _masks
-from tfp_iaf.networks._base import MaskedLayers, random_generator
+from tfp_iaf.networks._base import MaskedLayers
 from tfp_iaf.networks._kernels import MaskedKernel, gather, num_blocks_for
 
 __all__ = ['MaskedAutoregressiveNetwork', 'VariableFactory']

@@ -1,4 +1,4 @@
-"""Transforms: what one entry of x goes through, given the parameters that a network made from the entries before it.
+"""Elementwise transforms, whose parameters a network computes from the entries before.
 
 A transform is increasing in x and acts on each entry by itself, so the sum of its log-derivatives is the log-det of a
 step. Parameters near zero give a map near the identity (`Affine`, `RationalQuadraticSpline`) or one that contracts a

@@ -24,8 +24,15 @@ class Gated(Transform):
     lies in (0, 1), so given the entries before it, a gated step narrows each entry and never widens it. `Affine` also
     expands; choose it where scales must grow, as in a funnel.
 
+    Shapes: x and y `[..., *event_shape]`, parameters `[..., *event_shape, 2]`. Dtype: that of x. Cost: three
+    exponentials per entry.
+
     Args:
         gate_bias: Added to the second parameter, so that the gate starts at sigmoid(gate_bias), near 1.
+
+    Raises:
+        TypeError: If `gate_bias` is not a number.
+        ValueError: If it is not finite.
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow",
@@ -81,9 +88,16 @@ class Affine(Transform):
     where m is the first parameter and $\tilde a$ is the second. The bound A keeps an extreme context or entry from
     overflowing the exponential; near zero it changes nothing.
 
+    Shapes: x and y `[..., *event_shape]`, parameters `[..., *event_shape, 2]`. Dtype: that of x. Cost: one exponential
+    and one hyperbolic tangent per entry.
+
     Args:
         max_log_scale: A, the largest absolute log-scale. Several scales close to its exponential in a row can leave an
             inverse meaningless through rounding, first in float32.
+
+    Raises:
+        TypeError: If `max_log_scale` is not a number.
+        ValueError: If it is not positive and finite.
 
     References:
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow",

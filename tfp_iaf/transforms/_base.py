@@ -1,4 +1,4 @@
-"""The contract of a transform: what one entry of x goes through, given its parameters."""
+"""The contract of an elementwise transform."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ __all__ = ['Transform']
 
 
 class Transform(abc.ABC):
-    """An increasing map of the real line, one for each entry.
+    r"""An increasing map of the real line, applied to each entry with parameters of its own.
+
+    $$y_i = t(x_i;\ p_i), \qquad \log t'(x_i;\ p_i)$$
+
+    Shapes: x, y and log-derivatives `[..., *event_shape]`, parameters `[..., *event_shape, P]`. Dtype: that of x.
 
     A subclass defines `params` and both directions. Each direction returns the log-derivative of `forward`, per entry,
     from the same evaluation, and depends on its arguments alone: anything else that is to be trained should be a
     parameter. Instances are immutable and compare by value, since TFP's caches compare the bijectors that hold them; a
     frozen dataclass does both. Parameters near zero should mean a map near the identity.
+
+    Raises:
+        ValueError: From `InverseAutoregressiveFlow`, if a network gives another number of parameters than `params`.
+
+    References:
+        Eq. `step` and `log-det` of the mathematics page.
 
     >>> import dataclasses
     >>> import tfp_iaf
