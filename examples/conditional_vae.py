@@ -104,8 +104,8 @@ def log_likelihood(x: tf.Tensor, y: tf.Tensor, num_samples: int = 100) -> tf.Ten
     return tfp.math.reduce_logmeanexp(weights, axis=0)
 
 
-by_class = [log_likelihood(x_test, tf.tile(one_hot[tf.newaxis], [len(x_test), 1])) for one_hot in tf.eye(10)]
-by_class = np.stack(by_class, axis=1)  # [images, classes]
+columns = [log_likelihood(x_test, tf.tile(one_hot[tf.newaxis], [len(x_test), 1])) for one_hot in tf.eye(10)]
+by_class = np.stack(columns, axis=1)  # [images, classes]
 nll = -np.mean(by_class[y_test == 1])
 print(f'-log p(x|y) of {len(x_test)} test images: {nll:.2f} nats per image, with their own labels')
 accuracy = np.mean(by_class.argmax(axis=1) == y_test.argmax(axis=1))
@@ -115,7 +115,7 @@ print(f'The class with the largest p(x|y) is right for {accuracy:.1%} of them')
 # Samples of each class
 # ---------------------
 # z from p(z|y), and pixel probabilities from the decoder. The flow takes no part: it belongs to q.
-labels = np.repeat(np.eye(10, dtype='float32'), 10, axis=0)
+labels = tf.repeat(tf.eye(10), 10, axis=0)
 mean, log_var = prior(labels)
 samples = tf.sigmoid(decoder([mean + tf.exp(0.5 * log_var) * tf.random.normal(mean.shape), labels])).numpy()
 figure, axis = plt.subplots(figsize=(6, 6.3), layout='constrained')

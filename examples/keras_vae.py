@@ -9,8 +9,8 @@ flow is one layer: ``IAFSampling`` takes the place of ``Sampling``, and adds the
     python keras_vae.py  # 3 minutes on two CPU cores; --quick takes half a minute
     python keras_vae.py --data=path/to/mnist.npz  # half an hour
 
-The images are MNIST, from ``--data`` or the cache of Keras, or else the digits of scikit-learn. If a training is killed,
-the same command goes on after its last epoch.
+The images are MNIST, from ``--data`` or the cache of Keras, or else the digits of scikit-learn. A training that is
+killed goes on after its last epoch when the same command is given again.
 """
 
 import argparse
@@ -95,8 +95,7 @@ def make_vae(num_flows: int) -> keras.Model:
 # --------
 # The loss is -ELBO. ``KLWarmup`` raises the weight of the KL term over the first quarter of the steps; in validation it
 # has its full weight all the time. Both VAEs have the same schedule and the same seed.
-vaes = {}
-steps = epochs * len(x_train) // batch_size
+vaes, steps = {}, epochs * len(x_train) // batch_size
 for num_flows in sorted({0, args.num_flows}):
     name = f'IAF, {num_flows} steps' if num_flows else 'Gaussian'
     print(f'\nTraining: {name}')
