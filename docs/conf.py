@@ -1,11 +1,17 @@
 """Settings of the documentation's build."""
 
 import inspect
+import pathlib
 import re
+import sys
 
+from docutils import nodes
 from sphinx.util.inspect import stringify_signature
 
 from tfp_iaf import __version__
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import gallery_settings
 
 project = 'tfp_iaf'
 author = 'The tfp_iaf developers'
@@ -19,6 +25,8 @@ extensions = [
     'sphinx.ext.napoleon',
     # Puts MathJax into the pages themselves: they show formulas without a network.
     'sphinx-mathjax-offline',
+    'sphinx_copybutton',
+    'sphinx_gallery.gen_gallery',
 ]
 exclude_patterns = ['_build']
 default_role = 'code'
@@ -33,6 +41,19 @@ html_css_files = ['custom.css']
 html_show_sourcelink = False
 pygments_style = 'friendly'
 pygments_dark_style = 'monokai'
+
+gallery_settings.collect_examples()
+sphinx_gallery_conf = {
+    'examples_dirs': str(gallery_settings.EXAMPLES),
+    'gallery_dirs': 'gallery',
+    'filename_pattern': r'\.py$',  # runs all of them
+    'within_subsection_order': 'FileNameSortKey',
+    'reset_argv': 'gallery_settings.command_line',
+    'capture_repr': (),
+    'doc_module': ('tfp_iaf',),
+    'show_signature': False,
+    'write_computation_times': False,
+}
 
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
@@ -72,7 +93,16 @@ def _process_signature(
     return signature, returns
 
 
+def _process_doctree(app: object, doctree: nodes.document) -> None:
+    """Keeps an estimate and its error on one line."""
+    for text in list(doctree.findall(nodes.Text)):
+        if ' ± ' in text and not isinstance(text.parent, nodes.literal_block):
+            text.parent.replace(text, nodes.Text(text.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')))
+
+
 def setup(app: object) -> None:
     """Registers the hooks."""
+    app.connect('source-read', gallery_settings.add_note)
+    app.connect('doctree-read', _process_doctree)
     app.connect('autodoc-process-docstring', _process_docstring)
     app.connect('autodoc-process-signature', _process_signature)
