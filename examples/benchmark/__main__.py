@@ -16,7 +16,6 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 
 from benchmark import cases, timing
@@ -44,10 +43,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add('--rounds', type=int, default=7, help='number of rounds, default %(default)s')
     add('--seconds', type=float, default=0.3, help='least time of a measurement in a round, default %(default)s')
     add('--threads', type=int, default=0, help='threads of every library, one a core if not given')
-    add('--fit_steps', type=int, default=3000, help='steps of a fit, default %(default)s')
+    add('--fit-steps', type=int, default=3000, help='steps of a fit, default %(default)s')
     add('--quick', action='store_true', help='tiny sizes, one mode, one round')
     add('--profile', action='store_true', help='instead, show on which operations of TensorFlow a step spends its time')
-    add('--output_dir', type=pathlib.Path, default=pathlib.Path('results/benchmark'))
+    add('--output-dir', type=pathlib.Path, default=pathlib.Path('results/benchmark'))
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds, options.fit_steps = 1, 0.0, 10
@@ -78,22 +77,22 @@ def set_up(threads: int, one_by_one: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes."""
-    options, start = parse_arguments(arguments), time.perf_counter()
+    options = parse_arguments(arguments)
     set_up(options.threads, options.profile)
     import pandas as pd
 
     from benchmark import measure, packages, report
 
     names = {'tfp_iaf', *options.beside} - (set() if options.other else {'other'})
-    for name in sorted(names & set(PEERS)):
-        module, package = PEERS[name]
+    for name, (module, package) in PEERS.items():
         if importlib.util.find_spec(module):
             print(f'{name} {importlib.metadata.version(package)}')
-        else:
+        elif name in names:
             print(f'Skipped {name}: {package} is not installed.')
             names.remove(name)
     if options.other:
         packages.load_other(options.other)
+    print('\n'.join(f'{name} {package.__version__}' for name, package in packages.PACKAGES.items()))
     plan = {key: [entry for entry in candidates if entry[0] in names] for key, candidates in options.plan.items()}
     if options.profile:
         for (size, work), candidates in plan.items():
@@ -110,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f'\nMilliseconds: median (quartiles) over rounds\n{report.time_table(measured).to_string(index=False)}')
     for work, part in measured.groupby('work', sort=False):
         print(f"\n{cases.WORKS[work]}: our time / other's\n{report.ratio_table(part).to_string(index=False)}")
-    print(f'\nWrote results.csv to {options.output_dir} in {time.perf_counter() - start:.0f} s.')
+    print(f'\nWrote results.csv to {options.output_dir}.')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import time
 
 import pandas as pd
 import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from benchmark.timing import Step
 
@@ -35,10 +36,6 @@ def profile(step: Step, calls: int = 50) -> pd.Series:
 
     Operations must run one at a time, so that their times add up.
     """
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    for _ in range(3):
-        step()
     with tempfile.TemporaryDirectory() as directory:
         tf.profiler.experimental.start(directory)
         start = time.perf_counter()

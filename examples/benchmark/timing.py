@@ -11,10 +11,7 @@ Key = TypeVar('Key')
 
 
 def pin_threads(threads: int) -> int:
-    """Holds this process to so many threads, 0 for one a core; returns how many. To be called before the imports.
-
-    Where the system can, it holds the process to so many cores too: not every library asks for the number.
-    """
+    """Holds this process to so many threads and cores, 0 for all, and returns how many. Comes before other imports."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
     threads = min(threads, len(allowed)) or len(allowed)
     if hasattr(os, 'sched_setaffinity'):
