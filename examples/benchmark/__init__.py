@@ -1,0 +1,1 @@
+"""How fast is the flow? `python -m benchmark --help` says what can be measured."""
