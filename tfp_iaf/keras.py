@@ -285,7 +285,7 @@ class SylvesterSampling(SylvesterSamplingLayer, PosteriorSampling):
 
     References:
         van den Berg, Hasenclever, Tomczak and Welling 2018, "Sylvester Normalizing Flows for Variational Inference",
-        https://arxiv.org/abs/1803.05649, Section 4.
+        https://arxiv.org/abs/1803.05649, Section 3.
         Eq. `sylvester` and `kl-control-variate` of the mathematics page.
 
     >>> layer = SylvesterSampling(num_flows=2, kind='householder', seed=0)

@@ -63,7 +63,7 @@ class SylvesterFlow(VectorFlow):
 
     References:
         van den Berg, Hasenclever, Tomczak and Welling 2018, "Sylvester Normalizing Flows for Variational Inference",
-        https://arxiv.org/abs/1803.05649, Eq. 13 to 15 and Section 4.
+        https://arxiv.org/abs/1803.05649, Section 3.
         Eq. `sylvester`, `sylvester-inverse`, `tanh-system` and `positive` of the mathematics page.
 
     >>> r, q = tf.linalg.diag([0.5, -0.5]), [[1., 0.], [0., 2.], [0., 0.]]
