@@ -150,6 +150,17 @@ def test_every_flow_is_invertible(kind, dtype, scale):
     assert np.all(error <= 1000 * np.finfo(dtype.as_numpy_dtype).eps * size)
 
 
+@pytest.mark.parametrize('coupling', [0.1, 1.0, 100.0])
+@pytest.mark.parametrize('steepness', [1e-3, 1.0, 100.0])
+def test_coupled_tanh_equations_are_solved(coupling, steepness):
+    d, s = normal([300, 6]), tf.fill([300, 6], tf.constant(steepness, tf.float64))
+    k = coupling * tf.linalg.band_part(normal([300, 6, 6], seed=1) * (1 - np.eye(6)), 0, -1)
+    v, is_solved = _tanh_system.solved(d, s, k)
+    image = v + (s - 1) * tf.tanh(v) + tf.linalg.matvec(k, tf.tanh(v))
+    assert np.all(is_solved)
+    np.testing.assert_allclose(image, d, rtol=1e-10, atol=1e-12 * max(coupling, steepness))
+
+
 @pytest.mark.parametrize('steepness', [1e-12, 1e-6, 0.1, 1.0, 10.0, 1e6])
 @each_dtype
 def test_tanh_equation_is_solved_at_every_magnitude(steepness, dtype):
