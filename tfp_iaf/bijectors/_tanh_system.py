@@ -31,8 +31,9 @@ def solved(
     r"""Solves $v_i + (s_i - 1) \tanh v_i + \sum_{j > i} K_{ij} \tanh v_j = d_i$ for v.
 
     Given the later entries, each equation has a left side that is increasing, odd, and concave or convex on either side
-    of 0, so that Newton's method from within bounds that are known converges to the only solution. All entries are iterated at once: the last one converges first, and each one once those after it have. The number of
-    iterations is bounded; an event that is not solved by then (none is known) comes out as zeros.
+    of 0, so that Newton's method from within bounds that are known converges to the only solution. All entries are
+    iterated at once: the last one converges first, and each one once those after it have. The number of iterations is
+    bounded; an event that is not solved by then (none is known) comes out as zeros.
 
     Args:
         right_side: d, `[..., M]`.
