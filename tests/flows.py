@@ -57,6 +57,25 @@ class FunctionStep(Step):
         super().__init__(network, 'affine')
 
 
+class FreeParameters(tf.Module):
+    """Owns the parameters of a flow that takes tensors; `networks` is empty."""
+
+    networks = ()
+
+    def __init__(
+        self, bijector: Callable[..., tfb.Bijector], shapes: dict[str, Sequence[int]], dtype: tf.DType, **kwargs
+    ):
+        super().__init__(name='free_parameters')
+        self.make, self.kwargs = bijector, kwargs
+        self.parameters = {
+            name: tf.Variable(normal(shape, dtype, seed), name=name)
+            for seed, (name, shape) in enumerate(shapes.items())
+        }
+
+    def bijector(self, context: tf.Tensor | None = None) -> tfb.Bijector:
+        return self.make(**self.parameters, **self.kwargs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shift(transforms.Transform):
     """A transform of a user's own: one parameter per entry, and no change of volume."""
@@ -241,6 +260,13 @@ def _random_order(event_size: int) -> tuple[int, ...]:
     return tuple(tfp_iaf.MaskedAutoregressiveNetwork(event_size, (1,), order='random', seed=7).order.tolist())
 
 
+def _parameters(bijector: Callable[..., tfb.Bijector], **arguments):
+    """A flow whose arguments are shapes of variables, and anything else as it is."""
+    shapes = {name: value for name, value in arguments.items() if isinstance(value, list)}
+    others = {name: value for name, value in arguments.items() if name not in shapes}
+    return functools.partial(FreeParameters, bijector, shapes, **others)
+
+
 # Less steep than the default, whose inverse loses digits to rounding as the entries multiply.
 GENTLE_SPLINE = transforms.RationalQuadraticSpline(num_bins=3, min_bin_size=0.1, min_slope=0.3)
 
@@ -323,6 +349,19 @@ _ALL = (
     Flow('function', FunctionStep, 3, order=(0, 1, 2)),
     Flow('chain', _posterior(3, 3, (8, 8), context_shape=2), 3, 2, transform='gated'),
     Flow('spline_chain', _posterior(3, 2, (8,), transform=GENTLE_SPLINE), 3),
+    Flow('planar', _parameters(tfp_iaf.PlanarFlow, u=[3], w=[3], b=[]), 3),
+    Flow('radial', _parameters(tfp_iaf.RadialFlow, center=[3], alpha=[], beta=[]), 3),
+    Flow('sylvester_orthogonal', _parameters(tfp_iaf.SylvesterFlow, r=[2, 2], r_tilde=[2, 2], b=[2], q=[3, 2]), 3),
+    Flow(
+        'sylvester_householder',
+        _parameters(tfp_iaf.SylvesterFlow, r=[3, 3], r_tilde=[3, 3], b=[3], q=[2, 3], kind='householder'),
+        3,
+    ),
+    Flow(
+        'sylvester_triangular',
+        _parameters(tfp_iaf.SylvesterFlow, r=[3, 3], r_tilde=[3, 3], b=[3], kind='triangular', reverse=True),
+        3,
+    ),
     Flow('chain_of_one', _posterior(3, 1, (8,), transform='affine'), 3, order=(0, 1, 2), transform='affine'),
 )
 FLOWS = {flow.name: flow for flow in _ALL}

@@ -45,11 +45,25 @@ LAYERS = (
 )
 
 
+KERAS_NAMES = [
+    'IAFPosterior',
+    'IAFSampling',
+    'KLWarmup',
+    'PlanarSampling',
+    'PosteriorSampling',
+    'RadialSampling',
+    'SylvesterSampling',
+]
+
+
 def test_names_of_the_package():
     assert sorted(tfp_iaf.__all__) == [
         'IAFPosterior',
         'InverseAutoregressiveFlow',
         'MaskedAutoregressiveNetwork',
+        'PlanarFlow',
+        'RadialFlow',
+        'SylvesterFlow',
         '__version__',
         'build_iaf_surrogate_posterior',
         'keras',
@@ -65,8 +79,8 @@ def test_names_of_the_package():
 @pytest.mark.parametrize(
     ('module', 'names'),
     [
-        (tfp_iaf.keras, ['IAFPosterior', 'IAFSampling', 'KLWarmup', 'PosteriorSampling']),
-        (tfp_iaf.tf_keras, ['IAFPosterior', 'IAFSampling', 'KLWarmup', 'PosteriorSampling']),
+        (tfp_iaf.keras, KERAS_NAMES),
+        (tfp_iaf.tf_keras, KERAS_NAMES),
         (tfp_iaf.networks, ['MaskedAutoregressiveNetwork', 'Network']),
         (tfp_iaf.objectives, ['free_bits']),
         (tfp_iaf.transforms, ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']),

@@ -11,7 +11,7 @@ _compat.check_versions(tensorflow_probability.__version__)
 
 from tfp_iaf import networks, objectives, transforms  # noqa: E402
 from tfp_iaf._version import __version__  # noqa: E402
-from tfp_iaf.bijectors import InverseAutoregressiveFlow  # noqa: E402
+from tfp_iaf.bijectors import InverseAutoregressiveFlow, PlanarFlow, RadialFlow, SylvesterFlow  # noqa: E402
 from tfp_iaf.distributions import IAFPosterior, build_iaf_surrogate_posterior  # noqa: E402
 from tfp_iaf.networks import MaskedAutoregressiveNetwork  # noqa: E402
 
@@ -19,6 +19,9 @@ __all__ = [
     'IAFPosterior',
     'InverseAutoregressiveFlow',
     'MaskedAutoregressiveNetwork',
+    'PlanarFlow',
+    'RadialFlow',
+    'SylvesterFlow',
     '__version__',
     'build_iaf_surrogate_posterior',
     'keras',

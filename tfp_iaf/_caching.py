@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 
 from tfp_iaf import _compat
 
-__all__ = ['CachedBijector', 'Dependencies']
+__all__ = ['CachedBijector', 'Dependencies', 'ElementwiseBijector']
 
 
 class Dependencies:
@@ -88,10 +88,10 @@ class _StepCache(_compat.GreedyCache):
 
 
 class CachedBijector(tfp.bijectors.Bijector):
-    """A bijector whose value and log-derivatives come from one evaluation, and are kept for as long as they hold.
+    """A bijector whose value and log-det come from one evaluation, and are kept for as long as they hold.
 
     A subclass defines `_augmented_forward` and `_augmented_inverse`, which return a value and its attributes: `'ildj'`,
-    the log-det of the inverse, `'log_derivatives'`, those of the forward direction per entry, and `'dependencies'`.
+    the log-det of the inverse, and `'dependencies'`.
     """
 
     _cache = _StepCache('_augmented_forward', '_augmented_inverse')
@@ -118,6 +118,13 @@ class CachedBijector(tfp.bijectors.Bijector):
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor, **kwargs: Any) -> tf.Tensor:
         return self._inverse_attributes(y, **kwargs)['ildj']
+
+
+class ElementwiseBijector(CachedBijector):
+    """A cached bijector whose log-det is a sum over the entries.
+
+    The attributes include `'log_derivatives'`, those of the forward direction by entry.
+    """
 
     def forward_log_derivatives(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
         """Returns the log-derivative of each entry of y by its own entry of x: the summands of the log-det.

@@ -14,12 +14,21 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import _compat, transforms
+from tfp_iaf._layers._flow_sampling import PlanarSamplingLayer, RadialSamplingLayer, SylvesterSamplingLayer
 from tfp_iaf._layers._iaf_sampling import IAFSamplingLayer
 from tfp_iaf._layers._posterior import PosteriorLayer
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._warmup import WarmupCallback
 
-__all__ = ['IAFPosterior', 'IAFSampling', 'KLWarmup', 'PosteriorSampling']
+__all__ = [
+    'IAFPosterior',
+    'IAFSampling',
+    'KLWarmup',
+    'PlanarSampling',
+    'PosteriorSampling',
+    'RadialSampling',
+    'SylvesterSampling',
+]
 
 if keras.backend.backend() != 'tensorflow':
     raise ImportError(
@@ -201,6 +210,85 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
         Eq. `chain`, `elbo`, `kl-control-variate` and `kl-gaussian` of the mathematics page.
 
     >>> layer = IAFSampling(num_flows=2, hidden_units=(16,), seed=0)
+    >>> z, log_q = layer([tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])])
+    >>> z.shape, log_q.shape
+    (TensorShape([5, 2]), TensorShape([5]))
+    """
+
+
+@keras.saving.register_keras_serializable(package='tfp_iaf')
+class PlanarSampling(PlanarSamplingLayer, PosteriorSampling):
+    r"""The sampling layer of a VAE, with planar flows behind the Gaussian, to compare with `IAFSampling`.
+
+    $$z_0 = \mu + \sigma \epsilon, \quad z_t = z_{t-1} + \hat u_t \tanh(w_t^\top z_{t-1} + b_t), \quad
+      (u_t, w_t, b_t)_{t \le T} = K h + k$$
+
+    It is called as `IAFSampling` is, `z, log_q = PlanarSampling(80)([z_mean, z_log_var, h])`: the layer's own kernel K
+    and bias k make the parameters of the steps of each row of the context h. Without a context they are the same for
+    all rows. A new layer is nearly the identity.
+
+    Shapes, dtypes, call arguments, arguments other than the first and errors are those of `PosteriorSampling`; a
+    context may have any shape, `[batch, ...]`, and an event of several axes is one vector to the steps. Its KL is not
+    known by entry, so free bits have one group. Cost: a product of the context with K, `[C, T (2 D + 1)]`, and O(T D)
+    for each row.
+
+    Args:
+        num_flows: Number of steps T; 0 gives the diagonal Gaussian.
+        **kwargs: Those of `PosteriorSampling`. `seed` is also that of the initial weights.
+
+    References:
+        Rezende and Mohamed 2015, "Variational Inference with Normalizing Flows", https://arxiv.org/abs/1505.05770,
+        Section 4.
+        Eq. `planar` and `kl-control-variate` of the mathematics page.
+
+    >>> layer = PlanarSampling(num_flows=2, seed=0)
+    >>> z, log_q = layer([tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])])
+    >>> z.shape, log_q.shape, layer.posterior(tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])).sample(7).shape
+    (TensorShape([5, 2]), TensorShape([5]), TensorShape([7, 5, 2]))
+    """
+
+
+@keras.saving.register_keras_serializable(package='tfp_iaf')
+class RadialSampling(RadialSamplingLayer, PosteriorSampling):
+    """The sampling layer of a VAE, with radial flows behind the Gaussian, to compare with `IAFSampling`.
+
+    All is as for `PlanarSampling`, but that the parameters of a step are those of `tfp_iaf.RadialFlow`, D + 2 numbers.
+
+    References:
+        Rezende and Mohamed 2015, "Variational Inference with Normalizing Flows", https://arxiv.org/abs/1505.05770,
+        Section 4.
+        Eq. `radial` and `kl-control-variate` of the mathematics page.
+
+    >>> layer = RadialSampling(num_flows=2, seed=0)
+    >>> z, log_q = layer([tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])])
+    >>> z.shape, log_q.shape
+    (TensorShape([5, 2]), TensorShape([5]))
+    """
+
+
+@keras.saving.register_keras_serializable(package='tfp_iaf')
+class SylvesterSampling(SylvesterSamplingLayer, PosteriorSampling):
+    """The sampling layer of a VAE, with Sylvester flows behind the Gaussian, to compare with `IAFSampling`.
+
+    All is as for `PlanarSampling`, but that the parameters of a step are those of `tfp_iaf.SylvesterFlow`: M^2 + 2 M
+    numbers, and those of q. Every second step of the kind `'triangular'` takes the entries in reverse order.
+
+    Args:
+        num_flows: Number of steps T; 0 gives the diagonal Gaussian.
+        kind: `'orthogonal'`, `'householder'` or `'triangular'`.
+        num_vectors: Number of vectors that Q is made of: its M columns (`'orthogonal'`; by default 16, or D if that is
+            less), or reflections (`'householder'`; by default 8, or D if that is less).
+        **kwargs: Those of `PosteriorSampling`. `seed` is also that of the initial weights.
+
+    Raises:
+        ValueError: If the kind is unknown, or `num_vectors` does not fit it.
+
+    References:
+        van den Berg, Hasenclever, Tomczak and Welling 2018, "Sylvester Normalizing Flows for Variational Inference",
+        https://arxiv.org/abs/1803.05649, Section 3.
+        Eq. `sylvester` and `kl-control-variate` of the mathematics page.
+
+    >>> layer = SylvesterSampling(num_flows=2, kind='householder', seed=0)
     >>> z, log_q = layer([tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])])
     >>> z.shape, log_q.shape
     (TensorShape([5, 2]), TensorShape([5]))

@@ -13,13 +13,22 @@ import tensorflow as tf
 import tf_keras
 
 from tfp_iaf import transforms
+from tfp_iaf._layers._flow_sampling import PlanarSamplingLayer, RadialSamplingLayer, SylvesterSamplingLayer
 from tfp_iaf._layers._iaf_sampling import IAFSamplingLayer
 from tfp_iaf._layers._posterior import PosteriorLayer
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._warmup import WarmupCallback
 from tfp_iaf._random import random_generator
 
-__all__ = ['IAFPosterior', 'IAFSampling', 'KLWarmup', 'PosteriorSampling']
+__all__ = [
+    'IAFPosterior',
+    'IAFSampling',
+    'KLWarmup',
+    'PlanarSampling',
+    'PosteriorSampling',
+    'RadialSampling',
+    'SylvesterSampling',
+]
 
 for _transform in transforms.CLASSES:
     tf_keras.saving.register_keras_serializable(package='tfp_iaf')(_transform)
@@ -107,6 +116,42 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
 
     >>> layer = IAFSampling(num_flows=2, hidden_units=(16,), seed=0)
     >>> z, log_q = layer([tf.zeros([5, 2]), tf.zeros([5, 2]), tf.ones([5, 3])])
+    >>> z.shape, log_q.shape
+    (TensorShape([5, 2]), TensorShape([5]))
+    """
+
+
+@tf_keras.saving.register_keras_serializable(package='tfp_iaf')
+class PlanarSampling(PlanarSamplingLayer, PosteriorSampling):
+    """The sampling layer of a VAE, with planar flows behind the Gaussian, for tf_keras.
+
+    See `tfp_iaf.keras.PlanarSampling`.
+
+    >>> z, log_q = PlanarSampling(num_flows=2)([tf.zeros([5, 2]), tf.zeros([5, 2])])
+    >>> z.shape, log_q.shape
+    (TensorShape([5, 2]), TensorShape([5]))
+    """
+
+
+@tf_keras.saving.register_keras_serializable(package='tfp_iaf')
+class RadialSampling(RadialSamplingLayer, PosteriorSampling):
+    """The sampling layer of a VAE, with radial flows behind the Gaussian, for tf_keras.
+
+    See `tfp_iaf.keras.RadialSampling`.
+
+    >>> z, log_q = RadialSampling(num_flows=2)([tf.zeros([5, 2]), tf.zeros([5, 2])])
+    >>> z.shape, log_q.shape
+    (TensorShape([5, 2]), TensorShape([5]))
+    """
+
+
+@tf_keras.saving.register_keras_serializable(package='tfp_iaf')
+class SylvesterSampling(SylvesterSamplingLayer, PosteriorSampling):
+    """The sampling layer of a VAE, with Sylvester flows behind the Gaussian, for tf_keras.
+
+    See `tfp_iaf.keras.SylvesterSampling`.
+
+    >>> z, log_q = SylvesterSampling(num_flows=2)([tf.zeros([5, 2]), tf.zeros([5, 2])])
     >>> z.shape, log_q.shape
     (TensorShape([5, 2]), TensorShape([5]))
     """

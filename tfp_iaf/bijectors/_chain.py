@@ -1,4 +1,4 @@
-"""A chain of bijectors that leaves caching to them, and adds up their log-derivatives."""
+"""Chains of bijectors that leave caching to them, and one that adds up their log-derivatives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfp_iaf import _compat
 
-__all__ = ['FlowChain']
+__all__ = ['FlowChain', 'UncachedChain']
 
 
 class _NoCache(_compat.UncachedLookup):
@@ -18,8 +18,8 @@ class _NoCache(_compat.UncachedLookup):
         return self._invoke(input, forward_name, kwargs, attributes={})
 
 
-class FlowChain(_compat.Chain):
-    """A `tfb.Chain` without a cache of its own, whose entries would go stale, and with log-derivatives by entry.
+class UncachedChain(_compat.Chain):
+    """A `tfb.Chain` without a cache of its own, whose entries would go stale.
 
     Shapes, dtype and cost are those of its bijectors. It raises a TypeError for keywords that no bijector takes, which
     a `tfb.Chain` ignores.
@@ -44,6 +44,10 @@ class FlowChain(_compat.Chain):
                 f'{self.name}: got the keywords {unknown}, expected some of the names of its bijectors, {names}, each '
                 f'with a dict: {names[-1] if names else "flow_0"}={{"context": ...}}.'
             )
+
+
+class FlowChain(UncachedChain):
+    """A chain of steps of a flow, with log-derivatives by entry."""
 
     def forward_log_derivatives(self, x: tf.Tensor, **kwargs: Any) -> tf.Tensor:
         """Returns the sum over the steps of their log-derivatives, by entry; see `InverseAutoregressiveFlow`."""

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_iaf import _compat, transforms
-from tfp_iaf._caching import CachedBijector, Dependencies
+from tfp_iaf._caching import Dependencies, ElementwiseBijector
 from tfp_iaf._checks import check_batches, checked_context, checked_event, checked_size
 from tfp_iaf._numerics import is_in_range, nan_unless
 from tfp_iaf._shapes import lead_of, reshaped
@@ -23,7 +23,7 @@ __all__ = ['InverseAutoregressiveFlow', 'check_inverse']
 _DEFAULT_NAME = 'inverse_autoregressive_flow'
 
 
-class InverseAutoregressiveFlow(CachedBijector):
+class InverseAutoregressiveFlow(ElementwiseBijector):
     r"""One step of an Inverse Autoregressive Flow: fast forward, with the log-det from the same network pass.
 
     $$y_i = t(x_i;\ \mathrm{params}_i(x_{<i}, h)), \qquad \log\left|\det \frac{\partial y}{\partial x}\right| =
