@@ -365,6 +365,24 @@ _ALL = (
     Flow('chain_of_one', _posterior(3, 1, (8,), transform='affine'), 3, order=(0, 1, 2), transform='affine'),
 )
 FLOWS = {flow.name: flow for flow in _ALL}
+# One flow for each set of operations; the others differ from these in masks, orders and sizes alone. To compile a flow
+# takes seconds.
+KINDS = (
+    'gated_context',
+    'blocks',
+    'in_blocks',
+    'image',
+    'fixed_point',
+    'inverted',
+    'spline_blocks',
+    'scalar_bijector',
+    'function',
+    'chain',
+    'planar',
+    'radial',
+    'sylvester_orthogonal',
+    'sylvester_householder',
+)
 
 
 def _each(flows: Sequence[Flow]) -> pytest.MarkDecorator:
@@ -372,6 +390,7 @@ def _each(flows: Sequence[Flow]) -> pytest.MarkDecorator:
 
 
 each_flow = _each(_ALL)
+each_kind = _each([FLOWS[name] for name in KINDS])
 each_step = _each([flow for flow in _ALL if flow.order is not None])
 each_conditional = _each([flow for flow in _ALL if flow.context_size is not None])
 # Those whose variables TFP can find: it cannot look into a function.

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
-from tests.flows import FLOWS, each_flow, normal, perturb, raises, tfd
+from tests.flows import FLOWS, each_kind, normal, perturb, raises, tfd
 
 ROWS = 2
 
@@ -91,22 +91,24 @@ class Case:
             np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9 * max(1, np.max(np.abs(b))))
 
 
-SOME = ['gated_context', 'fixed_point', 'chain', 'spline', 'image']
+SOME = ['gated_context', 'fixed_point', 'image']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SOME)
-@each_construct
+@pytest.mark.parametrize('construct', ['map_fn', 'scan', 'cond'])
 def test_in_a_graph(name, construct):
     Case(name).check(construct)
 
 
 @pytest.mark.slow
-@each_flow
+@each_kind
 @pytest.mark.parametrize('construct', ['while_loop', 'vectorized_map'])
-def test_every_flow_in_a_graph(flow, construct):
+def test_every_kind_of_flow_in_a_graph(flow, construct):
     Case(flow.name).check(construct)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SOME)
 @each_construct
 def test_eagerly(name, construct):

@@ -12,12 +12,12 @@ import tensorflow_probability as tfp
 from tfp_iaf._checks import checked_size
 from tfp_iaf._layers._inputs import checked_input
 from tfp_iaf._layers._sampling import SamplingLayer
+from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of, reshaped
 from tfp_iaf.bijectors import PlanarFlow, RadialFlow, SylvesterFlow
 from tfp_iaf.bijectors._chain import UncachedChain
 from tfp_iaf.bijectors._sylvester import check_kind
-from tfp_iaf.distributions._base import gaussian
-from tfp_iaf.networks._base import random_generator
+from tfp_iaf.distributions._gaussian import gaussian
 
 __all__ = ['FlowSamplingLayer', 'PlanarSamplingLayer', 'RadialSamplingLayer', 'SylvesterSamplingLayer']
 
