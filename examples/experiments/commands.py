@@ -62,14 +62,10 @@ class Command:
             **{'type': kind, 'default': default, 'help': f'{text} (default: {shown})'.strip(), **options},
         )
 
-    def add_switch(self, name: str, text: str) -> None:
-        """Adds an option without a value."""
-        self._parser.add_argument(f'--{name}', action='store_true', help=text)
-
     def parse(self, argv: Sequence[str], quick: Mapping[str, Any]) -> argparse.Namespace:
         """Returns the options; with `--quick` those of `quick` are the defaults, for one seed in this process."""
         quick = {'seeds': 1, 'jobs': 1, **quick}
-        self.add_switch('quick', f'a try of a minute: {quick}')
+        self._parser.add_argument('--quick', action='store_true', help=f'a try of a minute: {quick}')
         if self._parser.parse_args(argv).quick:
             self._parser.set_defaults(**quick)
         return self._parser.parse_args(argv)

@@ -106,13 +106,6 @@ def report(size: int, groups: Mapping[str, Group], images: datasets.Images) -> s
         f'are paired. NLL: {"exact, by quadrature" if exact else "an upper bound, by importance weighting"}. Active: '
         f'units whose posterior mean varies. CPU s: of training. {likelihood.note}'
     )
-    if exact:
-        weighted = [
-            member.figures['weighted_nll'] - member.figures['nll']
-            for group in groups.values()
-            for member in group.values()
-        ]
-        notes += f'Importance weighting gives {reports.estimate(weighted, sign=True)} nats more than the exact NLL.'
     parts = [f'{size} latent dimensions', reports.table(rows), notes.strip()]
     return '\n\n'.join([*parts, reports.table(differences)] if differences else parts)
 

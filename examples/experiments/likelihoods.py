@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,14 +40,12 @@ def discretized_logistic(images: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     """
     k = tf.round(255 * images)
     mean, log_scale = tf.split(outputs, 2, axis=-1)
-    log_width = -tf.maximum(log_scale + _FIRST_LOG_SCALE, _LEAST_LOG_SCALE) - tf.math.log(
-        tf.constant(127.5, outputs.dtype)
-    )
+    log_width = -tf.maximum(log_scale + _FIRST_LOG_SCALE, _LEAST_LOG_SCALE) - math.log(127.5)
     width = tf.exp(log_width)
     center = (k - 127.5 * (1 + mean)) * width
     below = tf.where(k < 255, tf.math.log_sigmoid(center + width / 2), 0.0)
     above = tf.where(k > 0, tf.math.log_sigmoid(width / 2 - center), 0.0)
-    some_width = tf.maximum(width, outputs.dtype.as_numpy_dtype(1e-7))  # log((1 - exp(-w)) / w) is -w / 2, no more
+    some_width = tf.maximum(width, 1e-7)  # log((1 - exp(-w)) / w) is -w / 2, no more
     inside = log_width + tf.math.log(-tf.math.expm1(-some_width) / some_width)
     return -tf.reduce_sum(below + above + tf.where((k > 0) & (k < 255), inside, 0.0), axis=[-3, -2, -1])
 

@@ -167,21 +167,18 @@ def by_depth(
     save(figure, path)
 
 
-def differences(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], path: pathlib.Path) -> None:
-    """Draws a column for each title: by axis label a line of values by seed for each name, and their mean and error."""
-    heights = [len(lines) + 1 for lines in next(iter(columns.values())).values()]
-    figure = Figure(figsize=(2.2 + 4.0 * len(columns), 0.8 + 0.33 * sum(heights)), layout='constrained')
-    grid: dict[str, Any] = {'height_ratios': heights}
-    axes = figure.subplots(len(heights), len(columns), squeeze=False, sharey='row', gridspec_kw=grid)
-    for column, (title, parts) in zip(axes.T, columns.items(), strict=True):
-        column[0].set_title(title)
-        for axis, (label, lines) in zip(column, parts.items(), strict=True):
-            for i, values in enumerate(lines.values()):
-                error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-                axis.plot(values, np.full(len(values), i), 'o', color='0.7', markersize=4)
-                axis.errorbar(np.mean(values), i, xerr=error, fmt='o', color='#D55E00', capsize=3)
-            axis.axvline(0, color='black', linewidth=0.8)
-            axis.set_yticks(range(len(lines)), list(lines))
-            axis.set(ylim=(len(lines) - 0.5, -0.5), xlabel=label)
-            axis.grid(alpha=0.3)
+def differences(columns: Mapping[str, Mapping[str, np.ndarray]], xlabel: str, path: pathlib.Path) -> None:
+    """Draws a column for each title: a line of values by seed for each name, and their mean with its error."""
+    rows = len(next(iter(columns.values())))
+    figure = Figure(figsize=(2.2 + 4.0 * len(columns), 1.1 + 0.33 * rows), layout='constrained')
+    axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    for axis, (title, lines) in zip(axes, columns.items(), strict=True):
+        for i, values in enumerate(lines.values()):
+            error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+            axis.plot(values, np.full(len(values), i), 'o', color='0.7', markersize=4)
+            axis.errorbar(np.mean(values), i, xerr=error, fmt='o', color='#D55E00', capsize=3)
+        axis.axvline(0, color='black', linewidth=0.8)
+        axis.set_yticks(range(rows), list(lines))
+        axis.set(title=title, ylim=(rows - 0.5, -0.5), xlabel=xlabel)
+        axis.grid(alpha=0.3)
     save(figure, path)
