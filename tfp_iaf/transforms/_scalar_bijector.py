@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_iaf import _compat
 from tfp_iaf._checks import checked_size
-from tfp_iaf._compat import is_injective
 from tfp_iaf._numerics import nan_unless
 from tfp_iaf.transforms._base import Transform
 
@@ -109,7 +109,9 @@ class ScalarBijector(Transform):
         bijector = self._bijector_fn(params)
         if not isinstance(bijector, tfp.bijectors.Bijector):
             raise TypeError(f'bijector_fn: returned {bijector!r}, expected a tfp.bijectors.Bijector.')
-        if (bijector.forward_min_event_ndims, bijector.inverse_min_event_ndims) != (0, 0) or not is_injective(bijector):
+        if (bijector.forward_min_event_ndims, bijector.inverse_min_event_ndims) != (0, 0) or not _compat.is_injective(
+            bijector
+        ):
             raise ValueError(
                 f'bijector_fn: returned {bijector!r}, expected a one-to-one bijector of scalars, with '
                 f'forward_min_event_ndims=0: each entry goes through its own.'
@@ -132,7 +134,7 @@ class ScalarBijector(Transform):
     ) -> tf.Tensor:
         """Returns the log-derivative in the shape of the value, and NaN for the entries that decrease."""
         try:
-            is_increasing = bijector._internal_is_increasing()
+            is_increasing = _compat.is_increasing(bijector)
         except NotImplementedError:
             raise ValueError(
                 f'bijector_fn: returned {bijector!r}, which does not tell whether it increases, as it must. Where it '
