@@ -1,7 +1,7 @@
 """Golden files: what this version has written, and what every later version must still read.
 
-`python -m tests.golden` writes them to `tests/golden_files`, and is run once, when a format is added. A file that no
-longer loads is a break for users, not a reason to write it again.
+`python -m tests.golden` writes those that are missing to `tests/golden_files`, and is run once, when a format is added.
+A file that no longer loads is a break for users, not a reason to write it again.
 """
 
 import pathlib
@@ -28,12 +28,17 @@ def posterior(seed=0):
     return tfp_iaf.IAFPosterior(3, 2, (8, 7), context_shape=2, seed=seed)
 
 
-def model(library, seed=0):
-    """The architecture of the model, in Keras 3 or tf_keras: the flow as a layer, with a head that is deterministic."""
+def model(library, seed=0, transform='affine'):
+    """The architecture of the model, in Keras 3 or tf_keras: the flow as a layer."""
     layers, flow = {'keras': (keras, tfp_iaf.keras), 'tf_keras': (tf_keras, tfp_iaf.tf_keras)}[library]
     inputs = [layers.Input([size]) for size in (3, 3, 2)]
-    z, log_q = flow.IAFSampling(2, (8, 7), transform='affine', seed=seed, name='sampling')(inputs)
+    z, log_q = flow.IAFSampling(2, (8, 7), transform=transform, seed=seed, name='sampling')(inputs)
     return layers.Model(inputs, [z, log_q])
+
+
+def surrogate(seed=0):
+    """The architecture of the surrogate posterior, of two parts."""
+    return tfp_iaf.build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=2, hidden_units=(8,), seed=seed)
 
 
 def outputs_of_posterior(made):
@@ -45,6 +50,19 @@ def outputs_of_posterior(made):
 def outputs_of_model(made):
     """What it computes, apart from the noise: the log-density of the events."""
     return made.get_layer('sampling').posterior(*INPUTS).log_prob(INPUTS[0] + 0.3).numpy()
+
+
+def outputs_of_surrogate(made):
+    """What it computes: the log-density of the events."""
+    return made.log_prob({'a': INPUTS[0][:, 0] + 0.3, 'b': INPUTS[0][:, 1:]}).numpy()
+
+
+def perturbed(made):
+    """The same with other weights: a spline or a surrogate is the identity at first."""
+    rng = np.random.default_rng(0)
+    for variable in made.trainable_variables:
+        variable.assign_add((0.3 * rng.standard_normal(variable.shape)).astype(np.float32))
+    return made
 
 
 class Scored(tf.Module):
@@ -60,18 +78,31 @@ class Scored(tf.Module):
 
 
 def write():
-    """Writes every format."""
+    """Writes what is missing of every format."""
     FOLDER.mkdir(exist_ok=True)
-    made = posterior()
-    tf.train.Checkpoint(posterior=made).write(str(FOLDER / 'checkpoint'))
-    tf.saved_model.save(Scored(), str(FOLDER / 'saved_model'))
-    values = {'posterior': outputs_of_posterior(made)}
-    for library in ('keras', 'tf_keras'):
-        of_library = model(library)
-        of_library.save(FOLDER / f'{library}.keras')
-        of_library.save_weights(FOLDER / f'{library}.weights.h5')
-        values[library] = outputs_of_model(of_library)
-    np.savez(FOLDER / 'outputs.npz', keras_version=keras.__version__, **values)
+    plain, of_surrogate = posterior(), perturbed(surrogate())
+    models = {library: model(library) for library in ('keras', 'tf_keras')}
+    models['spline'] = perturbed(model('keras', transform='spline'))
+    files = {
+        'saved_model': lambda path: tf.saved_model.save(Scored(), path),
+        'tf_keras.h5': models['tf_keras'].save,
+        # Without traces, which are large, Keras makes the layer again from its config.
+        'tf_keras_saved_model': lambda path: models['tf_keras'].save(path, save_traces=False),
+        **{f'{name}.keras': made.save for name, made in models.items()},
+        **{f'{name}.weights.h5': made.save_weights for name, made in models.items()},
+    }
+    checkpoints = {'checkpoint': {'posterior': plain}, 'surrogate': {'q': of_surrogate}}
+    for name, write_to in files.items():
+        if not (FOLDER / name).exists():
+            write_to(str(FOLDER / name))
+    for name, objects in checkpoints.items():
+        if not (FOLDER / f'{name}.index').exists():
+            tf.train.Checkpoint(**objects).write(str(FOLDER / name))
+    outputs = {'posterior': outputs_of_posterior(plain), 'surrogate': outputs_of_surrogate(of_surrogate)}
+    outputs |= {name: outputs_of_model(made) for name, made in models.items()}
+    path = FOLDER / 'outputs.npz'
+    before = dict(np.load(path)) if path.exists() else {'keras_version': keras.__version__}
+    np.savez(path, **{**outputs, **before})
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
 
+import tfp_iaf
 import tfp_iaf.keras
 import tfp_iaf.tf_keras
 from tests.flows import normal
@@ -54,6 +55,10 @@ class Kit:
 K3 = Kit.of(keras, tfp_iaf.keras)
 K2 = Kit.of(tf_keras, tfp_iaf.tf_keras)
 each_kit = pytest.mark.parametrize('kit', [pytest.param(K3, id='keras'), pytest.param(K2, id='tf_keras')])
+# The flow is the same in either, and XLA takes its time.
+each_compiled_kit = pytest.mark.parametrize(
+    ('kit', 'jit_compile'), [pytest.param(K3, True, id='keras_xla'), pytest.param(K2, False, id='tf_keras_graph')]
+)
 
 
 def _subclassed(kit):
@@ -89,6 +94,14 @@ def log_laplace(z):
     return tf.reduce_sum(tfp.distributions.Laplace(0.0, 1.0).log_prob(z), axis=-1)
 
 
+@keras.saving.register_keras_serializable(package='tests')
+@tf_keras.saving.register_keras_serializable(package='tests')
+def narrow_at_first(event_shape, hidden_units, **kwargs):
+    """A factory of networks, the first of which has other hidden layers."""
+    units = [5] if kwargs['name'] == 'flow_0' else hidden_units
+    return tfp_iaf.MaskedAutoregressiveNetwork(event_shape, units, **kwargs)
+
+
 def data(rows=ROWS):
     return normal([rows, FEATURES], tf.float32, seed=1).numpy()
 
@@ -106,8 +119,10 @@ def flow_variables(model):
     return flow_of(model).posterior(*point()[:3]).trainable_variables
 
 
-def train(model, epochs=2, jit_compile=False, rows=ROWS, kit=K3, callbacks=None, **kwargs):
-    model.compile(kit.keras.optimizers.Adam(0.01), loss={'x': 'mse'}, jit_compile=jit_compile, **kwargs)
+def train(model, epochs=2, jit_compile=None, rows=ROWS, kit=K3, callbacks=None):
+    """Trains a model; eagerly, which takes less time than to trace it, unless `jit_compile` says how to compile."""
+    how = {'run_eagerly': True} if jit_compile is None else {'jit_compile': jit_compile}
+    model.compile(kit.keras.optimizers.Adam(0.01), loss={'x': 'mse'}, **how)
     return fit(model, epochs, rows, callbacks)
 
 

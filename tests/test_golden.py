@@ -17,14 +17,14 @@ KERAS_IS_OLDER = tuple(map(int, keras.__version__.split('.')[:2])) < tuple(
 )
 
 
-@pytest.fixture(params=[None, 4], ids=['whole', 'in blocks'], autouse=True)
+@pytest.fixture(params=[None, 4], ids=['whole', 'in blocks'])
 def num_blocks(request, monkeypatch):
     """No setting of speed may decide whether a file fits."""
     if request.param is not None:
         monkeypatch.setattr(tfp_iaf.MaskedAutoregressiveNetwork, '_num_blocks', lambda network, values: request.param)
 
 
-def test_checkpoint():
+def test_checkpoint(num_blocks):
     made = golden.posterior(seed=1)
     assert np.abs(golden.outputs_of_posterior(made) - OUTPUTS['posterior']).max() > 1e-3
     tf.train.Checkpoint(posterior=made).read(str(golden.FOLDER / 'checkpoint')).assert_consumed()
@@ -37,18 +37,27 @@ def test_saved_model():
     np.testing.assert_allclose(outputs, OUTPUTS['posterior'], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('library', ['keras', 'tf_keras'])
-def test_weights(library):
-    made = golden.model(library, seed=1)
-    assert np.abs(golden.outputs_of_model(made) - OUTPUTS[library]).max() > 1e-3
-    made.load_weights(golden.FOLDER / f'{library}.weights.h5')
-    np.testing.assert_allclose(golden.outputs_of_model(made), OUTPUTS[library], rtol=1e-4, atol=1e-4)
+def test_surrogate_posterior():
+    made = golden.surrogate(seed=1)
+    assert np.abs(golden.outputs_of_surrogate(made) - OUTPUTS['surrogate']).max() > 1e-3
+    tf.train.Checkpoint(q=made).read(str(golden.FOLDER / 'surrogate')).assert_consumed()
+    np.testing.assert_allclose(golden.outputs_of_surrogate(made), OUTPUTS['surrogate'], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('library', ['keras', 'tf_keras'])
-def test_whole_model(library):
-    if library == 'keras' and KERAS_IS_OLDER:
+@pytest.mark.parametrize('name', ['keras', 'tf_keras', 'spline'])
+def test_weights(name, num_blocks):
+    made = golden.model('keras', 1, 'spline') if name == 'spline' else golden.model(name, 1)
+    assert np.abs(golden.outputs_of_model(made) - OUTPUTS[name]).max() > 1e-3
+    made.load_weights(golden.FOLDER / f'{name}.weights.h5')
+    np.testing.assert_allclose(golden.outputs_of_model(made), OUTPUTS[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'file', ['keras.keras', 'spline.keras', 'tf_keras.keras', 'tf_keras.h5', 'tf_keras_saved_model']
+)
+def test_whole_model(file):
+    name = file.removesuffix('_saved_model').split('.')[0]
+    if name != 'tf_keras' and KERAS_IS_OLDER:
         pytest.skip(f'the file was written by Keras {OUTPUTS["keras_version"]}, a newer one than {keras.__version__}')
-    load = {'keras': keras.models.load_model, 'tf_keras': tf_keras.models.load_model}[library]
-    made = load(golden.FOLDER / f'{library}.keras')
-    np.testing.assert_allclose(golden.outputs_of_model(made), OUTPUTS[library], rtol=1e-4, atol=1e-4)
+    made = (tf_keras if name == 'tf_keras' else keras).models.load_model(golden.FOLDER / file)
+    np.testing.assert_allclose(golden.outputs_of_model(made), OUTPUTS[name], rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ import tf_keras
 
 import tfp_iaf
 from tests.flows import normal, perturb, raises
-from tests.keras_models import CONTEXT, K2, K3, LATENT, each_kit, point
+from tests.keras_models import CONTEXT, K2, K3, LATENT, each_kit, narrow_at_first, point
 
 PAIR = [tf.zeros([5, 2])] * 2
 
@@ -17,9 +17,28 @@ PAIR = [tf.zeros([5, 2])] * 2
 
 
 @each_kit
-def test_output_shapes_without_a_call(kit):
-    assert kit.IAFSampling().compute_output_shape([(None, 3), (None, 3)]) == ((None, 3), (None,))
-    assert kit.IAFSampling().compute_output_shape([(None, 4, 4, 2)] * 2) == ((None, 4, 4, 2), (None,))
+@pytest.mark.parametrize(
+    ('shapes', 'expected'),
+    [
+        ([(None, 3), (None, 3)], ((None, 3), (None,))),
+        ([(None, 4, 4, 2)] * 2, ((None, 4, 4, 2), (None,))),
+        ([(1, 2), (None, 2)], ((None, 2), (None,))),
+        ([(1, 2), (1, 2), (5, 3)], ((5, 2), (5,))),
+        ([(None, 2), (5, 2)], ((5, 2), (5,))),
+        ([(1, 2), (1, 2)], ((1, 2), (1,))),
+        ([(1, 2), (0, 2)], ((0, 2), (0,))),
+    ],
+    ids=str,
+)
+def test_output_shapes(kit, shapes, expected):
+    """An input with one row has it for all."""
+    layer = kit.layer(0, kl_weight=None)
+    assert layer.compute_output_shape(shapes) == expected
+    inputs = [kit.keras.Input(batch_shape=shape) for shape in shapes]
+    assert tuple(tuple(value.shape) for value in layer(inputs)) == expected
+    outputs = layer([tf.zeros([1 if size is None else size for size in shape]) for shape in shapes])
+    for value, shape in zip(outputs, expected, strict=True):
+        assert value.shape.is_compatible_with(shape)
 
 
 @each_kit
@@ -61,7 +80,7 @@ def test_feature_maps_in_a_model(kit):
     z, log_q = kit.layer(1, (14,), kl_weight=1.0)(inputs)
     model = kit.keras.Model(inputs, [kit.keras.layers.Conv2D(1, 1, name='x')(z), log_q])
     assert (tuple(z.shape), tuple(log_q.shape)) == ((None, 3, 2, 2), (None,))
-    results = model.predict([np.zeros([5, 3, 2, 2], np.float32)] * 2, batch_size=3, verbose=0)
+    results = model([np.zeros([5, 3, 2, 2], np.float32)] * 2)
     assert [result.shape for result in results] == [(5, 3, 2, 1), (5,)]
 
 
@@ -111,7 +130,7 @@ def test_inputs_of_the_other_keras(kit):
 
 
 @each_kit
-@pytest.mark.parametrize('activation', ['mish', 'hard_sigmoid', 'exponential', 'swish'])
+@pytest.mark.parametrize('activation', ['mish', 'exponential'])
 def test_activations_of_keras(kit, activation):
     flow = kit.layer(1, activation=activation)
     flow(PAIR)
@@ -151,6 +170,76 @@ def test_activations_of_keras(kit, activation):
 def test_bad_arguments(kit, arguments, error, parts):
     with raises(error, *parts):
         kit.IAFSampling(**{'num_flows': 1, 'hidden_units': (8,), **arguments})
+
+
+# Networks
+
+
+@each_kit
+def test_factory_of_networks(kit):
+    layer = kit.layer(network=narrow_at_first, transform='spline', activation='tanh', alternate_order=False, seed=1)
+    layer(point()[:3])
+    for made in (layer, kit.IAFPosterior(LATENT, 2, (8,), context_shape=3, network=narrow_at_first)):
+        flow = made._flow.posterior() if made is layer else made.flow
+        assert [network.hidden_units for network in flow.networks] == [(5,), (8,)]
+        assert all(network.context_shape == [CONTEXT] for network in flow.networks)
+        weights = {id(getattr(weight, '_value', weight)) for weight in made.trainable_weights}
+        assert weights == {id(variable) for variable in flow.variables} and len(weights) == 10
+        config = made.get_config()
+        assert type(made).from_config(config).get_config() == config
+
+
+@each_kit
+def test_factory_of_networks_of_another_kind(kit):
+    """With the least that a network needs, and under mixed precision."""
+
+    class Shifts:
+        """The location of an entry is a multiple of the sum of those before it."""
+
+        def __init__(self, event_shape, hidden_units, *, params, dtype, variable_factory, **kwargs):
+            self.event_shape, self.context_shape = event_shape, None
+            self.params, self.dtype = params, dtype
+            self.variables = [variable_factory('factor', np.array(0.5))]
+
+        def __call__(self, x):
+            shift = self.variables[0] * tf.cumsum(x, axis=-1, exclusive=True)
+            return tf.stack([shift, tf.zeros_like(x)], axis=-1)
+
+    layer = kit.layer(network=Shifts, transform='affine', dtype='mixed_float16')
+    z, log_q = layer(PAIR)
+    q = layer.posterior(*PAIR)
+    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-4, atol=1e-4)
+    assert [weight.shape for weight in layer.trainable_weights] == [(), ()]
+
+
+@each_kit
+@pytest.mark.parametrize(
+    ('network', 'error', 'parts'),
+    [
+        ('dense', TypeError, ["'dense'", 'function that makes a network']),
+        (tfp_iaf.MaskedAutoregressiveNetwork(2, (8,)), TypeError, ['MaskedAutoregressiveNetwork', 'IAFPosterior']),
+        (lambda *args, **kwargs: None, TypeError, ['None', 'tfp_iaf.networks.Network']),
+        (
+            lambda event_shape, hidden_units, params, **kwargs: narrow_at_first(event_shape, (8,), params=7, **kwargs),
+            ValueError,
+            ['7 parameters', '2'],
+        ),
+        (
+            lambda event_shape, hidden_units, **kwargs: narrow_at_first([3], (8,), **kwargs),
+            ValueError,
+            ['event_shape (3,)', '(2,)', 'Pass on all arguments'],
+        ),
+        (
+            lambda event_shape, hidden_units, variable_factory, **kwargs: narrow_at_first(event_shape, (8,), **kwargs),
+            ValueError,
+            ["kernel_0:0'", 'neither train nor save', 'variable_factory'],
+        ),
+    ],
+    ids=['str', 'network', 'nothing', 'params', 'event_shape', 'variables'],
+)
+def test_bad_factory_of_networks(kit, network, error, parts):
+    with raises(error, 'network', *parts):
+        kit.layer(network=network)(PAIR)
 
 
 # Inputs
@@ -237,13 +326,13 @@ def test_latents_of_each_time_step_by_folding_time_into_the_batch(kit):
         def compute_output_shape(self, shapes):
             return (*shapes[1][:2], shapes[0][-1])
 
-    z, _ = kit.layer()([Fold()(layers.Dense(LATENT)(x)) for _ in range(2)])
+    z, _ = kit.layer(1)([Fold()(layers.Dense(LATENT)(x)) for _ in range(2)])
     model = kit.keras.Model(x, Unfold()([z, x]))
-    model.compile('adam', 'mse')
+    model.compile('adam', 'mse', run_eagerly=True)
     for steps in (3, 7):
         inputs = np.zeros([5, steps, 4], np.float32)
         assert np.isfinite(model.fit(inputs, np.zeros([5, steps, LATENT]), verbose=0).history['loss'])
-        assert model.predict(inputs, verbose=0).shape == (5, steps, LATENT)
+        assert model(inputs).shape == (5, steps, LATENT)
 
 
 @each_kit
@@ -256,10 +345,10 @@ def test_time_distributed(kit):
 
 def test_time_distributed_of_tf_keras_without_a_kl_term():
     inputs = [tf_keras.Input([5, 2]) for _ in range(2)]
-    z, log_q = tf_keras.layers.TimeDistributed(K2.layer(kl_weight=None))(inputs)
+    z, log_q = tf_keras.layers.TimeDistributed(K2.layer(1, kl_weight=None))(inputs)
     model = tf_keras.Model(inputs, z)
     assert (tuple(z.shape), tuple(log_q.shape)) == ((None, 5, 2), (None, 5))
-    model.compile('adam', 'mse')
+    model.compile('adam', 'mse', run_eagerly=True)
     model.fit([np.zeros([4, 5, 2])] * 2, np.zeros([4, 5, 2]), verbose=0)
 
 
@@ -316,7 +405,7 @@ def test_posterior_before_the_layer_is_built(kit):
 
 
 @each_kit
-@pytest.mark.parametrize('shape', [[1, 2, 2], [2, 2, 2], [3, 4, 2]], ids=str)
+@pytest.mark.parametrize('shape', [[1, 2, 2], [3, 4, 2]], ids=str)
 def test_one_axis_for_the_batch(kit, shape):
     flow = kit.layer(kl_weight=1.0)
     flow(PAIR)

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tests.flows import jacobian, normal, perturb, raises, tfd
-from tests.keras_models import K2, K3, LATENT, data, each_kit, flow_of, log_laplace, point
+from tests.keras_models import K2, K3, LATENT, data, each_compiled_kit, each_kit, flow_of, log_laplace, point
 
 STANDARD_NORMAL = tfd.MultivariateNormalDiag(tf.zeros([LATENT]), tf.ones([LATENT]))
 
@@ -75,7 +75,7 @@ def test_at_the_identity_it_is_exact(kit, transform):
 
 @each_kit
 def test_it_agrees_with_the_log_ratio_and_varies_less(kit):
-    rows = 20000
+    rows = 5000
     inputs = [tf.repeat(value[:1], rows, axis=0) for value in point()[:3]]
     flow = kit.layer(seed=1)
     flow(inputs)
@@ -88,9 +88,9 @@ def test_it_agrees_with_the_log_ratio_and_varies_less(kit):
 
 
 @each_kit
-@pytest.mark.parametrize('compiled', [None, False, True], ids=['eager', 'graph', 'xla'])
+@pytest.mark.parametrize('compiled', [None, False], ids=['eager', 'graph'])
 def test_one_evaluation_of_each_network_with_its_gradient(kit, compiled, network_calls):
-    flow = kit.layer(num_flows=3, free_bits=0.1, free_bits_axis=-1)
+    flow = kit.layer(free_bits=0.1, free_bits_axis=-1)
     flow(point()[:3])
 
     def step(*inputs):
@@ -101,26 +101,41 @@ def test_one_evaluation_of_each_network_with_its_gradient(kit, compiled, network
 
     network_calls.clear()
     loss, gradients = (step if compiled is None else tf.function(step, jit_compile=compiled))(*point()[:3])
-    assert len(network_calls) == len(set(network_calls)) == 3
+    assert len(network_calls) == len(set(network_calls)) == 2
     assert np.isfinite(loss) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
-@each_kit
-@pytest.mark.parametrize('axis', [None, -1])
-@pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
-def test_any_number_of_rows(kit, axis, jit_compile):
-    flow = kit.layer(free_bits=None if axis is None else 0.0, free_bits_axis=axis)
-    flow(point()[:3])
+@each_compiled_kit
+def test_any_number_of_rows(kit, jit_compile):
+    """Without any, the loss is zero, its gradients are too, and the metric stays as it was."""
+    flows = [kit.layer(1, free_bits=bits, free_bits_axis=axis) for bits, axis in ((None, None), (0.1, -1))]
+    for flow in flows:
+        flow(point()[:3])
 
     @tf.function(jit_compile=jit_compile, input_signature=[tf.TensorSpec([None, size]) for size in (LATENT, LATENT, 3)])
-    def losses(*inputs):
-        z, log_q = flow(inputs)
-        return z, log_q, sum(flow.losses)
+    def results(*inputs):
+        with tf.GradientTape() as tape:
+            outputs = [flow(inputs) for flow in flows]
+            losses = [sum(flow.losses) for flow in flows]
+        weights = [weight for flow in flows for weight in flow.trainable_weights]
+        return outputs, losses, tape.gradient(losses, weights, unconnected_gradients='zero')
 
     for rows in (4, 1, 0):
-        z, log_q, loss = losses(*(value[:rows] for value in point()[:3]))
-        assert (z.shape, log_q.shape) == ((rows, LATENT), (rows,))
-        assert np.isfinite(loss) and (loss == 0) == (rows == 0)
+        before = [kl_of(flow) for flow in flows]
+        outputs, losses, gradients = results(*(value[:rows] for value in point()[:3]))
+        assert all((z.shape, log_q.shape) == ((rows, LATENT), (rows,)) for z, log_q in outputs)
+        assert all(np.isfinite(loss) and (loss == 0) == (rows == 0) for loss in losses)
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+        assert any(np.any(gradient != 0) for gradient in gradients) == (rows > 0)
+        assert all(np.isfinite(kl_of(flow)) for flow in flows)
+        assert ([kl_of(flow) for flow in flows] == before) == (rows == 0)
+
+
+@each_kit
+def test_a_metric_that_saw_no_rows(kit):
+    flow = kit.layer(1)
+    flow([tf.zeros([0, LATENT])] * 2)
+    assert kl_of(flow) == 0
 
 
 @each_kit
@@ -136,10 +151,10 @@ def test_a_nan_stays_in_its_row(kit):
 @each_kit
 def test_two_layers_report_a_kl_each(kit):
     inputs = kit.keras.Input([LATENT])
-    first, _ = kit.layer(kl_weight=1.0, name='first')([inputs, inputs])
-    second, _ = kit.layer(kl_weight=1.0, name='second')([first, 3.0 + first])
+    first, _ = kit.layer(0, name='first')([inputs, inputs])
+    second, _ = kit.layer(0, name='second')([first, 3.0 + first])
     model = kit.keras.Model(inputs, second)
-    model.compile('sgd', loss=lambda _, z: 0.0 * z)
+    model.compile('sgd', loss=lambda _, z: 0.0 * z, run_eagerly=True)
     x = normal([6, LATENT], tf.float32)
     logs = model.evaluate(x, x, verbose=0, return_dict=True)
     assert logs['first_kl'] != logs['second_kl']
@@ -176,7 +191,7 @@ def test_metric_is_added_up_in_single_precision(kit):
     flow = kit.layer(0, dtype='mixed_float16')
     inputs = [kit.keras.Input([LATENT]) for _ in range(2)]
     model = kit.keras.Model(inputs, flow(inputs)[0])
-    model.compile('sgd', loss=lambda _, z: 0.0 * z)
+    model.compile('sgd', loss=lambda _, z: 0.0 * z, run_eagerly=True)
     z_mean = np.full([2000, LATENT], 7.0, np.float32)
     logs = model.evaluate([z_mean, 0 * z_mean], z_mean, batch_size=500, verbose=0, return_dict=True)
     np.testing.assert_allclose([logs['loss'], logs[f'{flow.name}_kl']], [49.0, 49.0], rtol=1e-5)
@@ -223,17 +238,18 @@ def by_entry(flow, inputs, z):
 
 
 @each_kit
-@pytest.mark.parametrize('axis', [None, -1, 3, (1, 2), [1, -1], (1, 2, 3)], ids=str)
+@pytest.mark.parametrize('axis', [None, -1, (1, 2), [1, -1], (1, 2, 3)], ids=str)
 def test_groups_of_free_bits(kit, axis):
-    inputs = [0.5 * normal([5, 2, 3, 2], tf.float32, seed) for seed in (1, 2)]
-    flow = perturbed(kit.layer(2, (14,), transform='affine', free_bits=0.7, free_bits_axis=axis), inputs, 0.1)
+    inputs = [normal([5, 2, 3, 2], tf.float32, seed) for seed in (1, 2)]
+    kept = set() if axis is None else {a % 4 for a in np.atleast_1d(axis)}
+    minimum = 0.8 * 12 / np.prod([1] + [inputs[0].shape[a] for a in kept])  # close to the mean KL of a group
+    flow = perturbed(kit.layer(1, (14,), transform='affine', free_bits=minimum, free_bits_axis=axis), inputs, 0.1)
     z, _ = flow(inputs)
     kl = by_entry(flow, inputs, z)
     np.testing.assert_allclose(kl_of(flow), np.mean(np.sum(kl, axis=(1, 2, 3))), rtol=1e-3)
-    kept = set() if axis is None else {a % 4 for a in np.atleast_1d(axis)}
     groups = np.mean(np.sum(kl, axis=tuple(a for a in (1, 2, 3) if a not in kept), keepdims=True), axis=0)
-    assert groups.size < 4 or (np.any(groups < 0.7) and np.any(groups > 0.7))
-    np.testing.assert_allclose(sum(flow.losses), np.sum(np.maximum(groups, 0.7)), rtol=1e-3)
+    assert groups.size == 1 or (np.any(groups < minimum) and np.any(groups > minimum))
+    np.testing.assert_allclose(sum(flow.losses), np.sum(np.maximum(groups, minimum)), rtol=1e-3)
 
 
 @each_kit
@@ -307,9 +323,10 @@ COVARIANCE = tf.constant([[1.5, 0.0], [-0.7, 0.8]])
         (tfd.Normal(0.5, 2.0), tfd.MultivariateNormalDiag([0.5, 0.5], [2.0, 2.0])),
         (tfd.Normal([1.0, 2.0], [3.0]), tfd.MultivariateNormalDiag([1.0, 2.0], [3.0, 3.0])),
         (tfd.Independent(tfd.Normal([1.0, 2.0], [3.0, 1.0]), 1), tfd.MultivariateNormalDiag([1.0, 2.0], [3.0, 1.0])),
+        (tfd.Sample(tfd.Normal(0.5, 2.0), [LATENT]), tfd.MultivariateNormalDiag([0.5, 0.5], [2.0, 2.0])),
         (tfd.MultivariateNormalTriL([1.0, 2.0], COVARIANCE), None),
     ],
-    ids=['event', 'scalar', 'entries', 'independent', 'correlated'],
+    ids=['event', 'scalar', 'entries', 'independent', 'sample', 'correlated'],
 )
 def test_prior_whose_kl_tfp_knows(kit, num_flows, prior, as_event):
     inputs = point()[: 3 if num_flows else 2]
@@ -368,8 +385,8 @@ def test_every_row_has_its_noise_where_the_context_alone_has_rows(kit):
 
 @each_kit
 def test_layer_as_the_prior_is_trained_and_saved(kit, tmp_path):
-    model = kit.one_output_model(prior=LEARNED[kit]())
-    model.compile('adam', 'mse')
+    model = kit.one_output_model(num_flows=0, prior=LEARNED[kit]())
+    model.compile('adam', 'mse', run_eagerly=True)
     kernel, bias = flow_of(model).prior.weights
     before = bias.numpy()
     model.fit(data(), data(), verbose=0)
@@ -379,6 +396,7 @@ def test_layer_as_the_prior_is_trained_and_saved(kit, tmp_path):
     loaded = kit.keras.models.load_model(tmp_path / 'model.keras')
     for first, second in zip(flow_of(loaded).prior.weights, (kernel, bias), strict=True):
         np.testing.assert_array_equal(first.numpy(), second.numpy())
+    loaded.run_eagerly = True
     loaded.fit(data(), data(), verbose=0)
     assert np.all(flow_of(loaded).prior.weights[1].numpy() != bias.numpy())
 

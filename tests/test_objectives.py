@@ -51,6 +51,16 @@ def test_free_bits_of_an_unknown_batch(dtype, jit_compile):
     result = compiled(tf.constant([[0.1, 3.0], [0.3, 1.0]], dtype))
     assert result.dtype == dtype and result.shape == []
     np.testing.assert_allclose(result, 2.5, rtol=1e-6)
+    assert compiled(tf.zeros([0, 2], dtype)) == 1.0
+
+
+@pytest.mark.parametrize(('shape', 'axis', 'expected'), [([0], 0, 0.5), ([0, 3], 0, 1.5), ([0, 2, 3], (0, 1), 1.5)])
+def test_free_bits_of_no_rows(shape, axis, expected):
+    kl = tf.zeros(shape)
+    with tf.GradientTape() as tape:
+        tape.watch(kl)
+        term = objectives.free_bits(kl, 0.5, axis)
+    assert term == expected and tape.gradient(term, kl).shape == shape
 
 
 @pytest.mark.parametrize(

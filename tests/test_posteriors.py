@@ -702,3 +702,38 @@ def test_context_with_a_batch_that_does_not_fit():
 def test_arguments_are_checked_without_a_step(argument):
     with raises(ValueError, argument, "'foo'"):
         IAFPosterior(2, 0, **{argument: 'foo'})
+
+
+# Batches without rows
+
+
+@pytest.mark.parametrize('rows', [0, 4])
+@pytest.mark.parametrize('place', ['base', 'context', 'both', 'neither'])
+@pytest.mark.parametrize('num_flows', [0, 1])
+def test_unknown_number_of_rows(place, rows, num_flows):
+    """TFP divides by the number of rows of the base."""
+    conditional = place in ('context', 'both')
+    made = posterior(num_flows=num_flows, context_shape=CONTEXT if conditional else None)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, EVENT], tf.float64), tf.TensorSpec([None, CONTEXT], tf.float64)])
+    def results(loc, context):
+        loc = loc if place in ('base', 'both') else tf.zeros([EVENT], tf.float64)
+        q = made(loc, tf.ones_like(loc), *([context] if conditional else []))
+        z, log_q = q.experimental_sample_and_log_prob(7)
+        return q.sample(), z, log_q, q.log_prob(tf.identity(z))
+
+    batch = [] if place == 'neither' or (place == 'context' and num_flows == 0) else [rows]
+    shapes = [
+        value.shape for value in results(tf.zeros([rows, EVENT], tf.float64), tf.ones([rows, CONTEXT], tf.float64))
+    ]
+    assert shapes == [[*batch, EVENT], [7, *batch, EVENT], [7, *batch], [7, *batch]]
+
+
+def test_factory_of_networks():
+    def make(event_shape, hidden_units, **kwargs):
+        return MaskedAutoregressiveNetwork(event_shape, (5, *hidden_units), **kwargs)
+
+    made = IAFPosterior(EVENT, 2, (8,), context_shape=CONTEXT, network=make, transform='spline', seed=1)
+    assert [network.hidden_units for network in made.networks] == [(5, 8)] * 2
+    assert [network.order.tolist() for network in made.networks] == [[0, 1, 2], [2, 1, 0]]
+    assert made.context_shape == [CONTEXT]

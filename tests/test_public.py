@@ -31,8 +31,8 @@ LAYERS = (
     '_random',
     '_shapes',
     '_compat',
-    '_caching',
     '_tracking',
+    '_caching',
     'networks',
     'transforms',
     'inversion',
@@ -286,10 +286,43 @@ def test_imports_point_one_way():
     assert found > len(MODULES)
 
 
-def test_private_symbols_are_imported_in_one_place():
+def _is_private(name):
+    if name in ('_fields', '_replace'):  # of any named tuple
+        return False
+    return name.startswith('_') and (not name.endswith('__') or name == '__internal__')
+
+
+def _attributes(tree):
+    """The attributes of other objects that a file reads: by a dot, or by getattr."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and getattr(node.value, 'id', '') not in ('self', 'cls'):
+            yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('getattr', 'hasattr', 'setattr'):
+            yield from (each.value for each in node.args[1:2] if isinstance(each, ast.Constant))
+
+
+def _defined(tree):
+    """The names that a file defines: functions, classes, variables and attributes of `self`, and the file itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if getattr(node.value, 'id', '') == 'self':
+                yield node.attr
+
+
+def test_private_symbols_are_used_in_one_place():
     private = ('tensorflow.python', 'tensorflow_probability.python', 'keras.src')
     users = {parts for parts, text in _sources() if any(name in text for name in private)}
     assert users == {('_compat',)}
+    trees = {parts: ast.parse(text) for parts, text in _sources()}
+    own = {name for tree in trees.values() for name in _defined(tree)} | {name for parts in trees for name in parts}
+    used = {(parts, name) for parts, tree in trees.items() for name in _attributes(tree) if _is_private(name)}
+    assert {'_flatten_layers', '__internal__', '_value'} <= {name for parts, name in used if parts == ('_compat',)}
+    others = {(parts, name) for parts, name in used if name not in own and parts != ('_compat',)}
+    assert others == set()
 
 
 @pytest.mark.parametrize('name', MODULES)

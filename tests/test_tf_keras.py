@@ -26,6 +26,7 @@ from tests.keras_models import (
     flow_of,
     flow_variables,
     log_q_of_a_fixed_point,
+    narrow_at_first,
     point,
     train,
 )
@@ -48,14 +49,14 @@ def cubed(x):
 
 @pytest.mark.parametrize(
     ('make', 'jit_compile'),
-    [(functional_model, True), (SubclassedModel2, False)],
+    [(lambda: functional_model(num_flows=1), True), (SubclassedModel2, False)],
     ids=['functional_xla', 'subclassed_graph'],
 )
 def test_fit_changes_every_flow_variable(make, jit_compile):
     model = built(make())
     before = [variable.numpy() for variable in flow_variables(model)]
-    assert len(before) == 2 * (2 * 2 + 1)
-    history = train(model, kit=K2, jit_compile=jit_compile)
+    assert len(before) in (5, 10)
+    history = train(model, epochs=1, kit=K2, jit_compile=jit_compile)
     for variable, value in zip(flow_variables(model), before, strict=True):
         assert np.all(np.isfinite(variable)) and np.any(variable != value), variable.name
     assert np.all(np.isfinite(history.history['loss']))
@@ -63,7 +64,7 @@ def test_fit_changes_every_flow_variable(make, jit_compile):
 
 def test_evaluate_and_predict():
     model = functional_model()
-    model.compile(loss={'x': 'mse'})
+    model.compile(loss={'x': 'mse'}, run_eagerly=True)
     logs = model.evaluate(data(7), {'x': data(7)}, batch_size=5, verbose=0, return_dict=True)
     np.testing.assert_allclose(
         logs['loss'] - logs['x_loss'], 0.5 * logs['flow_kl'], rtol=0.5
@@ -106,19 +107,12 @@ def test_seed_of_the_layer_fixes_its_weights_and_samples():
 def test_set_random_seed_fixes_weights_and_samples():
     def result():
         tf_keras.utils.set_random_seed(5)
-        return functional_model().predict(data(), verbose=0)
+        return {name: value.numpy() for name, value in functional_model()(data()).items()}
 
     assert_equal(result(), result())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['keras', 'tf_keras'])
-def test_replicas(name):
-    """Two replicas draw different noise, and train; in a process of its own, which has two devices."""
-    code = f"""
-import numpy as np, tensorflow as tf, {name} as k, tfp_iaf.{name} as iaf
-cpu, = tf.config.list_physical_devices('CPU')
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+REPLICAS = """
 with tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1']).scope():
     inputs = [k.Input([2]), k.Input([2])]
     flow = iaf.IAFSampling(1, (8,), seed=3)
@@ -137,6 +131,18 @@ assert np.all(np.isfinite(model.evaluate([x[:5], x[:5]], x[:5], batch_size=4, ve
 assert all(np.any(a != b.numpy()) for a, b in zip(before, flow.trainable_weights))
 assert len(np.unique(model.predict([x, x], batch_size=8, verbose=0)[:, 0])) == 8
 """
+
+
+@pytest.mark.slow
+def test_replicas():
+    """Two replicas draw different noise, and train; in a process of its own, which has two devices."""
+    code = f"""
+import keras, numpy as np, tensorflow as tf, tf_keras, tfp_iaf.keras, tfp_iaf.tf_keras
+cpu, = tf.config.list_physical_devices('CPU')
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+for k, iaf in ((keras, tfp_iaf.keras), (tf_keras, tfp_iaf.tf_keras)):
+    exec({REPLICAS!r})
+"""
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -146,8 +152,10 @@ assert len(np.unique(model.predict([x, x], batch_size=8, verbose=0)[:, 0])) == 8
 
 @pytest.mark.parametrize('path', ['model.keras', 'model.h5', 'model'], ids=['keras', 'h5', 'saved_model'])
 def test_model_comes_back(path, tmp_path):
-    model = functional_model(activation=cubed, transform=transforms.Affine(2.0), free_bits=0.1)
-    train(model, epochs=1, kit=K2)
+    model = functional_model(
+        num_flows=1, activation=cubed, transform=transforms.Affine(2.0), free_bits=0.1, network=narrow_at_first
+    )
+    train(model, epochs=1, rows=5, kit=K2)
     flow_of(model).kl_weight.assign(0.125)
     model.save(tmp_path / path)
     loaded = tf_keras.models.load_model(tmp_path / path)
@@ -158,8 +166,9 @@ def test_model_comes_back(path, tmp_path):
     for first, second in zip(flow_of(loaded).weights, flow_of(model).weights, strict=True):
         np.testing.assert_array_equal(first, second, first.name)
     before = flow_variables(loaded)[0].numpy()
-    fit(loaded, epochs=1)
-    assert np.any(flow_variables(loaded)[0].numpy() != before), 'a loaded model goes on training'
+    loaded.run_eagerly = True
+    fit(loaded, epochs=1, rows=5)
+    assert np.any(flow_variables(loaded)[0].numpy() != before), 'a loaded model continues training'
 
 
 @each_model
@@ -176,7 +185,7 @@ def test_weights_come_back(make, path, tmp_path):
         other.load_weights(tmp_path / path)
     np.testing.assert_array_equal(log_q_of_a_fixed_point(other), log_q_of_a_fixed_point(model))
     assert flow_of(other).kl_weight.numpy() == 0.125
-    assert_equal(other.predict(data(), verbose=0), model.predict(data(), verbose=0))
+    assert_equal(other(data()), model(data()))
 
 
 def test_two_layers_in_one_part_of_an_h5_file(tmp_path):
@@ -237,7 +246,7 @@ def policy(request):
     indirect=['policy'],
 )
 def test_flow_stays_in_the_dtype_of_its_variables(policy, dtype):
-    model = functional_model()
+    model = functional_model(num_flows=1)
     history = train(model, epochs=1, rows=5, kit=K2).history
     z, log_q = flow_of(model)(point(dtype)[:3])
     assert z.dtype == log_q.dtype == dtype

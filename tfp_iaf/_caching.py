@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_iaf import _compat
+from tfp_iaf._tracking import check_keras_tracks
 
 __all__ = ['CachedBijector', 'Dependencies', 'ElementwiseBijector']
 
@@ -17,11 +18,14 @@ __all__ = ['CachedBijector', 'Dependencies', 'ElementwiseBijector']
 class Dependencies:
     """The variables that a result depends on, their values at that moment, and other tensors that it depends on.
 
+    Variables that a Keras 3 model holds, but would not train, are an error.
+
     The values share memory with the variables until those are assigned to, which copies them if they are still needed.
     """
 
     def __init__(self, variables: Iterable[Any], tensors: Iterable[tf.Tensor] = ()) -> None:
         self._variables, self._tensors = tuple(variables), tuple(tensors)
+        check_keras_tracks(self._variables)
         # In a graph there are no values, but the operations that assign to the variables can be counted.
         self._values = self._read() if tf.executing_eagerly() else None
         self._assignments = _compat.count_assignments(self._variables)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,14 +18,16 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 __all__ = [
+    'AutoTrackable',
+    'BatchBroadcast',
     'Chain',
+    'FlowDistribution',
     'GreedyCache',
     'Independent',
     'Invert',
     'TransformedDistribution',
     'UncachedLookup',
     'UnsavedState',
-    'calling_keras_layer',
     'check_versions',
     'coerce_structure',
     'count_assignments',
@@ -34,13 +37,17 @@ __all__ = [
     'is_recording',
     'is_vectorizing',
     'keras_variable',
+    'layers_of',
     'map_structure_up_to',
     'model_of',
+    'outermost_keras_layer',
     'parameter_properties',
     'parts_of',
+    'running_objects',
     'stop_recording',
     'tapes_have_seen',
     'traverse_shallow_structure',
+    'variable_of',
 ]
 
 _OLDEST_TFP, _NEWEST_TFP = (0, 25), (0, 26)
@@ -132,8 +139,10 @@ def count_assignments(variables: Sequence[Any]) -> int:
 
 # TensorFlow: checkpoints.
 
+AutoTrackable: Any = tf.__internal__.tracking.AutoTrackable
 
-class UnsavedState(tf.__internal__.tracking.AutoTrackable):
+
+class UnsavedState(AutoTrackable):
     """An object whose variables no checkpoint has, while functions that are exported can still read them."""
 
     def _trackable_children(self, save_type: str = 'checkpoint', **kwargs: Any) -> Any:
@@ -177,6 +186,23 @@ try:
     )
 except ImportError:  # copy.deepcopy then fails, as it does for TFP's own.
     Independent, TransformedDistribution = tfp.distributions.Independent, tfp.distributions.TransformedDistribution
+
+
+class BatchBroadcast(tfp.distributions.BatchBroadcast):
+    """A `tfd.BatchBroadcast` that may have no rows, where TFP's divides by zero in a graph."""
+
+    def _augment_sample_shape(self, sample_shape: Any) -> tf.Tensor:
+        rows = tf.reduce_prod(self.batch_shape_tensor())
+        own_rows = tf.maximum(tf.reduce_prod(self.distribution.batch_shape_tensor()), 1)
+        return tf.concat([sample_shape, [rows // own_rows]], axis=0)
+
+
+class FlowDistribution(TransformedDistribution):
+    """A transformed distribution that may have no rows."""
+
+    def _maybe_broadcast_distribution_batch_shape(self) -> tfp.distributions.Distribution:
+        base = super()._maybe_broadcast_distribution_batch_shape()
+        return base if base is self.distribution else BatchBroadcast(self.distribution, self.batch_shape_tensor())
 
 
 def model_of(bijector: Any) -> Any:
@@ -232,7 +258,28 @@ def keras_variable(variable: tf.Variable) -> Any:
     return adopted
 
 
-def calling_keras_layer() -> Any:
-    """Returns the outermost Keras 3 layer, such as a model, that is being called, or `None`; it imports no Keras."""
-    get_attribute = getattr(sys.modules.get('keras.src.backend.common.global_state'), 'get_global_attribute', None)
-    return None if get_attribute is None else getattr(get_attribute('current_call_ctx'), 'entry_layer', None)
+def variable_of(weight: Any) -> Any:
+    """Returns the TensorFlow variable in a Keras 3 variable, or a TensorFlow variable itself."""
+    return getattr(weight, '_value', weight)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Returns a model or layer of either Keras, and all layers in it, nested ones too."""
+    return list(model._flatten_layers())
+
+
+def running_objects() -> Iterator[Any]:
+    """Yields the objects whose methods are running, from the inside out."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        # Asked first, since to read the values of a frame makes copies, which it keeps.
+        if 'self' in frame.f_code.co_varnames or 'self' in frame.f_code.co_freevars:
+            yield frame.f_locals.get('self')
+        frame = frame.f_back
+
+
+def outermost_keras_layer() -> Any:
+    """Returns the outermost Keras 3 layer, such as a model, one of whose methods is running, or `None`."""
+    keras = sys.modules.get('keras')  # without it there is no layer
+    layers = [] if keras is None else [each for each in running_objects() if isinstance(each, keras.layers.Layer)]
+    return layers[-1] if layers else None

@@ -19,6 +19,7 @@ from tfp_iaf._layers._iaf_sampling import IAFSamplingLayer
 from tfp_iaf._layers._posterior import PosteriorLayer
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._warmup import WarmupCallback
+from tfp_iaf._layers._warmup_state import KLMean
 
 __all__ = [
     'IAFPosterior',
@@ -44,6 +45,8 @@ class _Keras3:
     """What a layer of Keras 3 does in its own way."""
 
     _keras = keras
+    # Of the same name as Keras's own, by which files know it.
+    _KLMean = type('Mean', (KLMean, keras.metrics.Mean), {})
     _serialize = staticmethod(keras.saving.serialize_keras_object)
     _deserialize = staticmethod(keras.saving.deserialize_keras_object)
 
@@ -102,7 +105,7 @@ class PosteriorSampling(SamplingLayer, _Keras3, keras.layers.Layer):
             broadcasts to the event shape of z. A function, or a Keras layer, maps z to log p(z), `[batch]`; a layer is
             trained and saved with this one. A distribution cannot be saved in a config, and must have no variables: for
             either, pass a registered function or a layer.
-        seed: Seed of the samples. `None` follows `keras.utils.set_random_seed`. Where it has come to is saved with the
+        seed: Seed of the samples. `None` follows `keras.utils.set_random_seed`. Its state is saved with the
             weights. The replicas of a `tf.distribute` strategy draw different samples.
         **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.
 
@@ -174,7 +177,7 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
     $$z_0 = \mu + \sigma \epsilon, \quad z_t = f_t(z_{t-1}, h), \quad
       \log q(z_T \mid x) = \log q(z_0 \mid x) - \sum_t \log\left|\det \frac{\partial z_t}{\partial z_{t-1}}\right|$$
 
-    It takes the place of the `Sampling` layer of the standard Keras VAE, and of its KL term:
+    It replaces the `Sampling` layer of the standard Keras VAE and its KL term:
     `z, log_q = IAFSampling()([z_mean, z_log_var])`, or, with a context h made by the encoder,
     `IAFSampling()([z_mean, z_log_var, h])`. `layer.posterior(...)` gives the distribution itself. Shapes, dtypes, call
     arguments and errors are those of `PosteriorSampling`; a context may have any shape, `[batch, ...]`.
@@ -184,12 +187,15 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
     KL is the closed form alone.
 
     Cost: one pass of each step's network per call. Weights: `summary()` counts all that are stored, and one that is not
-    trainable for `kl_weight`. The masks put zeros in the place of nearly half of each network's kernels, but for those
-    of the context; these weights are counted, and stay as they were initialised, at zero.
+    trainable for `kl_weight`. The masks zero nearly half of the weights in each network's kernels, except in those of
+    the context. `summary()` counts these weights too; they start at zero and stay there.
 
     Args:
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
+        network: Makes the network of each step, and is called with the arguments of a `MaskedAutoregressiveNetwork`,
+            which is the default; see `tfp_iaf.IAFPosterior`. It must make all variables by the `variable_factory` that
+            it is called with. To save a model, register it with `keras.saving.register_keras_serializable`.
         transform: `'gated'` (only contracts), `'affine'` (also expands), `'spline'` (bends within an interval), or an
             object of `tfp_iaf.transforms`, such as a `ScalarBijector` for any other bijector of scalars.
         kl_weight, free_bits, free_bits_axis, prior: See `PosteriorSampling`.
@@ -299,17 +305,20 @@ class SylvesterSampling(SylvesterSamplingLayer, PosteriorSampling):
 class IAFPosterior(PosteriorLayer, _Keras3, keras.layers.Layer):
     """A `tfp_iaf.IAFPosterior` whose variables a Keras model trains and saves, as an attribute of that model.
 
-    Keras 3 finds no variables in a plain `tfp_iaf.IAFPosterior`: `fit` would not train them, and no file would have
-    them. A plain one that a model holds raises an error when the model's `call` uses it; a `train_step` that uses it
-    without calling the model goes unnoticed.
+    Keras 3 finds no variables in a plain `tfp_iaf.IAFPosterior`: `fit` would not train them, and no file would contain
+    them. Likewise for networks, bijectors and distributions. If a model holds one, in an attribute or in a function
+    such as its loss, using it in a method of the model raises an error. In a training loop outside the model, this
+    cannot be detected.
 
-    This one is a Keras layer that makes its weights at once. It is called as `flow(loc, scale_diag, context)`, in the
+    This class is a Keras layer that makes its weights at once. It is called as `flow(loc, scale_diag, context)`, in the
     `call` or the `train_step` of a model, and returns a `tfd.TransformedDistribution`; `flow.bijector(context)` gives
     the steps alone.
 
-    Arguments, shapes and cost are those of `tfp_iaf.IAFPosterior`, but for `variable_factory`, which the layer itself
-    is. The dtype is the layer's variable dtype; tensors of another precision are cast to it. Networks passed as
-    `networks=` are trained and saved too, but Keras cannot make them again: such a layer has no config.
+    Arguments, shapes and cost are those of `tfp_iaf.IAFPosterior`, except for `variable_factory`, which the layer
+    provides. The dtype is the layer's variable dtype; arguments of another precision are cast to it. The distribution
+    does not cast: under mixed precision, take `log_prob(tf.cast(y, flow.dtype))`. Networks passed as
+    `networks=` are trained and saved too, but such a layer has no config. A layer with a registered function as its
+    `network=` has one.
 
     Raises:
         ValueError: As `tfp_iaf.IAFPosterior`.
@@ -346,13 +355,14 @@ class KLWarmup(WarmupCallback, keras.callbacks.Callback):
 
     at optimizer step k, with $\beta_0$ the `start`, $\beta$ the `kl_weight` of each `PosteriorSampling` or
     `IAFSampling` layer in the model, nested ones too, and K the `steps`. The step is `model.optimizer.iterations`: a
-    training that is resumed from a saved model or checkpoint goes on where it was. Nothing is traced again.
+    training that is resumed from a saved model or checkpoint continues where it was. Nothing is retraced.
 
     Everything but a training step sees the full weight: validation, `evaluate`, and what callbacks save at the end of
     an epoch or a batch. So `val_loss` can be compared over epochs, and `EarlyStopping` and `ModelCheckpoint` can rely
-    on it. `layer.kl_weight` is the full weight at all times, and may be assigned to; `layer.kl_weight_in_training` is
-    the other, for a callback that comes after this one. With `steps_per_execution=n`, Keras calls back once for n
-    steps, which then share the weight of the first.
+    on it. If training is interrupted, the next `fit` or `evaluate` has the full weight too, unless this callback is
+    passed again. `layer.kl_weight` is always the full weight, and may be assigned to; `layer.kl_weight_in_training` is
+    that of the next training step, for a callback that comes after this one. With `steps_per_execution=n`, Keras calls
+    back once for n steps, which then share the weight of the first.
 
     Args:
         steps: K, the number of optimizer steps from `start` to the full weight. For epochs, multiply by the batches of
@@ -363,7 +373,7 @@ class KLWarmup(WarmupCallback, keras.callbacks.Callback):
         ValueError: If `steps` is below 1, or, when training begins, no such layer of the model has a `kl_weight`.
         TypeError: If `steps` is not an int, or `start` is not a number.
 
-    Cost: two small operations a layer and step.
+    Cost: two small operations per layer and step.
 
     References:
         Bowman et al. 2016, "Generating Sentences from a Continuous Space", https://arxiv.org/abs/1511.06349,

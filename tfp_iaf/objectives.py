@@ -17,8 +17,8 @@ def free_bits(kl: tf.Tensor, minimum: float | tf.Tensor, axis: int | Sequence[in
     $$\sum_{j=1}^K \max\left(\lambda,\ \mathbb{E}_{x \sim \mathcal{M}}
       \left[\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))\right]\right)$$
 
-    where $\mathcal{M}$ is the minibatch and $\lambda$ is the `minimum`. It takes the place of the mean KL in the
-    negative ELBO. A group whose mean lies below the minimum gets no gradient.
+    where $\mathcal{M}$ is the minibatch and $\lambda$ is the `minimum`. It replaces the mean KL in the
+    negative ELBO. A group whose mean lies below the minimum gets no gradient. Without rows the mean is 0.
 
     Args:
         kl: The KL of each row and group, or a one-sample estimate of it, in nats: a floating tensor of rank 1 or more.
@@ -53,4 +53,6 @@ def free_bits(kl: tf.Tensor, minimum: float | tf.Tensor, axis: int | Sequence[in
         minimum = tf.cast(minimum, kl.dtype)
     else:
         minimum = tf.constant(checked_number('minimum', minimum, minimum=0), kl.dtype)
-    return tf.reduce_sum(tf.maximum(tf.reduce_mean(kl, axis=axes), minimum))
+    # Not reduce_mean, which gives NaN where there are no rows.
+    mean = tf.math.divide_no_nan(tf.reduce_sum(kl, axis=axes), tf.reduce_sum(tf.ones_like(kl), axis=axes))
+    return tf.reduce_sum(tf.maximum(mean, minimum))

@@ -18,6 +18,7 @@ from tfp_iaf._layers._iaf_sampling import IAFSamplingLayer
 from tfp_iaf._layers._posterior import PosteriorLayer
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._warmup import WarmupCallback
+from tfp_iaf._layers._warmup_state import KLMean
 from tfp_iaf._random import random_generator
 
 __all__ = [
@@ -38,6 +39,8 @@ class _Keras2:
     """What a layer of tf_keras does in its own way."""
 
     _keras = tf_keras
+    # Of the same name as Keras's own, by which files know it.
+    _KLMean = type('Mean', (KLMean, tf_keras.metrics.Mean), {})
 
     # In the older of tf_keras's two ways, since it loads .h5 files and SavedModels in that way only.
 
@@ -169,9 +172,10 @@ class IAFPosterior(PosteriorLayer, _Keras2, tf_keras.layers.Layer):
     """
 
     def _is_symbolic(self, value: Any) -> bool:
-        return (
-            bool(tf_keras.backend.is_keras_tensor(value)) if tf.is_tensor(value) else hasattr(value, '_keras_history')
-        )
+        try:
+            return bool(tf_keras.backend.is_keras_tensor(value))
+        except ValueError:  # which is no tensor at all
+            return False
 
     def _adopt(self, variables: Iterable[tf.Variable]) -> None:
         self._adopted = list(variables)

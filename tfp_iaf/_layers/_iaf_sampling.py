@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -16,10 +16,13 @@ from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._weights import FlowWeights
 from tfp_iaf.bijectors._inverse_autoregressive_flow import check_inverse
 from tfp_iaf.distributions import IAFPosterior
+from tfp_iaf.networks import Network
 from tfp_iaf.networks._masked import VariableFactory
 from tfp_iaf.transforms import Transform
 
-__all__ = ['IAFSamplingLayer', 'keras_activation']
+__all__ = ['IAFSamplingLayer', 'NetworkFactory', 'checked_network', 'keras_activation']
+
+NetworkFactory: TypeAlias = Callable[..., Network]
 
 
 class IAFSamplingLayer(SamplingLayer):
@@ -30,6 +33,7 @@ class IAFSamplingLayer(SamplingLayer):
         num_flows: int = 4,
         hidden_units: Sequence[int] = (320, 320),
         *,
+        network: NetworkFactory | None = None,
         transform: str | Transform = 'gated',
         kl_weight: float | None = 1.0,
         free_bits: float | None = None,
@@ -46,7 +50,8 @@ class IAFSamplingLayer(SamplingLayer):
         )
         self.num_flows = checked_size('num_flows', num_flows, minimum=0)
         self.hidden_units = checked_hidden_units(hidden_units)
-        # By this name the gate's bias depends on the number of steps, which the config has too.
+        self.network = checked_network(network)
+        # Kept as a name: the gate's bias then depends on the number of steps.
         self.transform = transform if transform == 'gated' else transforms.get(transform)
         self.alternate_order = alternate_order
         check_inverse(inverse)
@@ -70,6 +75,7 @@ class IAFSamplingLayer(SamplingLayer):
             self.num_flows,
             self.hidden_units,
             context_shape=self._context_shape,
+            network=self.network,
             transform=self.transform,
             alternate_order=self.alternate_order,
             inverse=self.inverse,
@@ -112,11 +118,24 @@ class IAFSamplingLayer(SamplingLayer):
             **super().get_config(),
             'num_flows': self.num_flows,
             'hidden_units': list(self.hidden_units),
+            'network': self._serialize(self.network),
             'transform': self._serialize(self.transform),
             'alternate_order': self.alternate_order,
             'inverse': self.inverse,
             'activation': self._serialize(self.activation),
         }
+
+
+def checked_network(network: Any) -> NetworkFactory | None:
+    """Returns a factory of networks, or `None`."""
+    if network is not None and not callable(network):
+        raise TypeError(f'network: got {network!r}, expected None, or a function that makes a network.')
+    if hasattr(network, 'variables') and not isinstance(network, type):
+        raise TypeError(
+            f'network: got the network {network!r}, expected a function that makes one for each step; see IAFPosterior '
+            f'for networks that are made already.'
+        )
+    return network
 
 
 def keras_activation(activation: Any, keras: Any, dtype: tf.DType) -> Activation:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from tfp_iaf import _compat
 
 __all__ = [
     'Shape',
@@ -18,6 +18,7 @@ __all__ = [
     'check_prior_inputs',
     'checked_input',
     'checked_shapes',
+    'rows_of',
 ]
 
 Shape = tuple[int, ...]
@@ -43,19 +44,15 @@ def check_call(inputs: Any, others: tuple[Any, ...], prior: Any, keras_name: str
             if type(value).__module__.startswith(f'{other}.'):
                 raise TypeError(
                     f'{argument}: got {value!r}, of {other}, for {name}, expected tensors of {keras_name}. A layer of '
-                    f'one Keras does not fit into a model of the other: take its twin, such as '
+                    f'one Keras does not fit into a model of the other: use its counterpart, such as '
                     f'tfp_iaf.{other}.IAFSampling.'
                 )
 
 
-def check_not_time_distributed(layer: Any, wrapper: type, reason: str) -> None:
+def check_not_time_distributed(layer: Any, wrapper: Any, reason: str) -> None:
     """Raises an error if the wrapper `TimeDistributed`, under which the layer would not work, is building it."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get('self')
-        if isinstance(caller, wrapper) and caller.layer is layer:  # type: ignore[attr-defined]
-            raise ValueError(f'inputs: got {layer.name!r} within TimeDistributed, which {reason}. {_FOLD}')
-        frame = frame.f_back
+    if any(isinstance(caller, wrapper) and caller.layer is layer for caller in _compat.running_objects()):
+        raise ValueError(f'inputs: got {layer.name!r} within TimeDistributed, which {reason}. {_FOLD}')
 
 
 def checked_shapes(input_shape: Any) -> list[Shape]:
@@ -161,10 +158,21 @@ def aligned(inputs: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
     shape = tf.shape(values[0])[:1]
     for value in values[1:]:
         shape = tf.broadcast_dynamic_shape(shape, tf.shape(value)[:1])
-    static = max(rows) if None not in rows else None
     return [
         tf.ensure_shape(
-            tf.broadcast_to(value, tf.concat([shape, tf.shape(value)[1:]], axis=0)), [static, *value.shape[1:]]
+            tf.broadcast_to(value, tf.concat([shape, tf.shape(value)[1:]], axis=0)),
+            [rows_of([each.shape for each in values]), *value.shape[1:]],
         )
         for value in values
     ]
+
+
+def rows_of(shapes: Sequence[Any]) -> int | None:
+    """Returns how many rows inputs of these shapes have together, as far as it is known.
+
+    >>> rows_of([(1, 2), (None, 2)]), rows_of([(1, 2), (5, 2)])
+    (None, 5)
+    """
+    rows = {shape[0] for shape in shapes} - {1}
+    known = rows - {None}
+    return known.pop() if known else None if rows else 1

@@ -1,4 +1,4 @@
-"""A sample of a posterior, its log-density, and its KL divergence from a prior, all from one pass of the networks."""
+"""A sample of a posterior, its log-density, and its KL divergence from a prior, from one pass of the networks."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def kl_divergence(sample: Draw, prior: Prior) -> tf.Tensor:
       z_0}\right| - \log p(z) + \log p(z_0)\right]$$
 
     for a bijector that takes z_0 of a base q_0 to z. The first term is exact wherever TFP knows it, and the sample
-    estimates the second, which is zero at the identity. Without a bijector the first term is all there is. Where TFP
-    does not know it, all is estimated: by log q(z) - log p(z).
+    estimates the second, which is zero at the identity. Without a bijector there is only the first term. Where TFP does
+    not know it, log q(z) - log p(z) estimates the whole KL.
 
     References:
         Eq. `kl-gaussian`, `kl-control-variate` and `kl-by-entry` of the mathematics page.
@@ -146,26 +146,41 @@ def entries_of(distribution: Prior) -> tfd.Distribution | None:
         return distribution
     if isinstance(distribution, tfd.MultivariateNormalDiag):
         return tfd.Normal(distribution.mean(), distribution.stddev())
-    # For a distribution that is no CompositeTensor, tfd.Independent makes an object that is no tfd.Independent.
-    return entries_of(distribution.distribution) if hasattr(distribution, 'reinterpreted_batch_ndims') else None
+    # Of a distribution that is no CompositeTensor, TFP makes an object of another class than tfd.Independent or
+    # tfd.Sample, so the class cannot be asked for.
+    if hasattr(distribution, 'reinterpreted_batch_ndims'):
+        return entries_of(distribution.distribution)
+    return _entries_of_sample(distribution) if hasattr(distribution, 'sample_shape') else None
+
+
+def _entries_of_sample(distribution: tfd.Distribution) -> tfd.Distribution | None:
+    entries, inner = entries_of(distribution.distribution), distribution.distribution.event_shape.rank
+    if entries is None or entries.batch_shape.rank == 0:
+        return entries
+    outer = distribution.event_shape.rank - inner
+    return entries[(..., *[tf.newaxis] * outer, *[slice(None)] * inner)]
 
 
 def _base_of(q: tfd.Distribution) -> tfd.Distribution | None:
-    """Returns the base of a transformed distribution if its points are z at the identity, or `None`."""
+    """Returns the base of a transformed distribution if its points are z at the identity, or `None`.
+
+    A `tfd.MultivariateNormalDiag` is one too, but its entries give the KL without a base.
+    """
     bijector, base = getattr(q, 'bijector', None), getattr(q, 'distribution', None)
     if not isinstance(bijector, tfp.bijectors.Bijector) or not isinstance(base, tfd.Distribution):
         return None
-    return base if base.event_shape == q.event_shape and _compat.is_injective(bijector) else None
+    if entries_of(q) is not None or base.event_shape != q.event_shape:
+        return None
+    return base if _compat.is_injective(bijector) else None
 
 
 def _sample_of_every_row(base: tfd.Distribution, q: tfd.Distribution, seed: tf.Tensor) -> tf.Tensor:
-    # Rows of q that the base does not have would all get the same noise. tfd.BatchBroadcast is the last resort: it
-    # divides by zero if there are no rows.
+    # Rows of q that the base does not have would all get the same noise.
     if base.batch_shape.rank == 0:
         return base.sample(q.batch_shape_tensor(), seed=seed)
     if base.batch_shape.as_list() == q.batch_shape.as_list():
         return base.sample(seed=seed)
-    return tfd.BatchBroadcast(base, q.batch_shape_tensor()).sample(seed=seed)
+    return _compat.BatchBroadcast(base, q.batch_shape_tensor()).sample(seed=seed)
 
 
 def _sum_of_events(values: tf.Tensor, event_rank: int) -> tf.Tensor:
@@ -183,7 +198,8 @@ def _registered_by_row(a: tfd.Distribution, b: tfd.Distribution, event_shape: tf
     entries = entries_of(a), entries_of(b)
     if entries[0] is not None and entries[1] is not None:
         kl = _registered(*entries)
-        return None if kl is None else _sum_of_events(kl, event_shape.rank)
+        # Entries that are equal may share a parameter.
+        return None if kl is None else _sum_of_events(kl + tf.zeros(event_shape, kl.dtype), event_shape.rank)
     kl = _registered(a, b)
     return _registered(_as_gaussian(a, event_shape), _as_gaussian(b, event_shape)) if kl is None else kl
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,8 @@ import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
 from tfp_iaf._checks import Activation, checked_dtype
-from tfp_iaf._layers._iaf_sampling import keras_activation
+from tfp_iaf._layers._base import LayerPart
+from tfp_iaf._layers._iaf_sampling import NetworkFactory, checked_network, keras_activation
 from tfp_iaf._layers._weights import FlowWeights
 from tfp_iaf.distributions import IAFPosterior
 from tfp_iaf.networks import Network
@@ -21,22 +22,13 @@ from tfp_iaf.transforms import Transform
 
 __all__ = ['PosteriorLayer']
 
-PosteriorT = TypeVar('PosteriorT', bound='PosteriorLayer')
 
-
-class PosteriorLayer:
+class PosteriorLayer(LayerPart):
     """The layer `IAFPosterior`, mixed into the layer class of either Keras; see `tfp_iaf.keras`."""
 
     # What the other base classes bring.
-    _keras: ClassVar[Any]
     _is_symbolic: Any
-    _new_weight: Any
-    _variable_of: Any
     _adopt: Any
-    _serialize: ClassVar[Any]
-    _deserialize: ClassVar[Any]
-    name: str
-    variable_dtype: Any
 
     def __init__(
         self,
@@ -45,6 +37,7 @@ class PosteriorLayer:
         hidden_units: Sequence[int] = (320, 320),
         *,
         context_shape: int | Sequence[int] | None = None,
+        network: NetworkFactory | None = None,
         networks: Sequence[Network] | None = None,
         transform: str | Transform = 'gated',
         alternate_order: bool = True,
@@ -55,12 +48,13 @@ class PosteriorLayer:
         **kwargs: Any,
     ) -> None:
         super().__init__(**{'autocast': False, **kwargs})
-        # In an object that neither Keras replaces by a list or a dict of its own.
+        # Not a dict, for which Keras would substitute one of its own.
         self._arguments = types.SimpleNamespace(
             event_shape=event_shape,
             num_flows=num_flows,
             hidden_units=hidden_units,
             context_shape=context_shape,
+            network=checked_network(network),
             transform=transform if transform == 'gated' else transforms.get(transform),
             alternate_order=alternate_order,
             inverse=inverse,
@@ -79,10 +73,12 @@ class PosteriorLayer:
 
     def _make_posterior(self, variable_factory: VariableFactory) -> IAFPosterior:
         dtype = checked_dtype(self.variable_dtype)
-        arguments = vars(self._arguments)
-        activation = keras_activation(arguments['activation'], self._keras, dtype)
+        activation = keras_activation(self._arguments.activation, self._keras, dtype)
         return IAFPosterior(
-            **{**arguments, 'activation': activation}, dtype=dtype, variable_factory=variable_factory, name=self.name
+            **{**vars(self._arguments), 'activation': activation},
+            dtype=dtype,
+            variable_factory=variable_factory,
+            name=self.name,
         )
 
     def _new_flow_weight(self, name: str, value: np.ndarray) -> Any:
@@ -118,10 +114,10 @@ class PosteriorLayer:
 
     @property
     def transform(self) -> Transform:
-        """What each entry goes through in a step."""
+        """The transform of each entry in a step."""
         return self.flow.transform
 
-    # Not Keras's own call, which takes and returns tensors alone, and so has no place for a distribution.
+    # Not Keras's own call, which takes and returns only tensors.
 
     def __call__(self, loc: Any, scale_diag: Any, context: Any = None) -> tfp.distributions.TransformedDistribution:
         """Returns the distribution; see `tfp_iaf.IAFPosterior`."""
@@ -156,14 +152,6 @@ class PosteriorLayer:
         for name in ('event_shape', 'hidden_units', 'context_shape'):
             value = config[name]
             config[name] = value if value is None or isinstance(value, int) else [int(size) for size in value]
-        for name in ('transform', 'activation'):
+        for name in ('activation', 'network', 'transform'):
             config[name] = self._serialize(config[name])
         return {**super().get_config(), **config}  # type: ignore[misc]
-
-    @classmethod
-    def from_config(cls: type[PosteriorT], config: dict[str, Any]) -> PosteriorT:
-        """Makes the layer from what `get_config` returned."""
-        made: dict[str, Any] = {
-            key: cls._deserialize(config[key]) for key in ('activation', 'transform') if key in config
-        }
-        return cls(**{**config, **made})

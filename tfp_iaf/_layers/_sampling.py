@@ -1,9 +1,9 @@
-"""The layer `PosteriorSampling`, for either Keras: all but how a weight is made and where seeds come from."""
+"""The layer `PosteriorSampling`, for either Keras, except for how it makes weights and seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -12,29 +12,22 @@ from tensorflow_probability import distributions as tfd
 from tfp_iaf import objectives
 from tfp_iaf._checks import checked_dtype, checked_number, checked_size
 from tfp_iaf._layers import _inputs, _kl, _priors
+from tfp_iaf._layers._base import LayerPart
 from tfp_iaf._layers._inputs import Shape
 from tfp_iaf._layers._warmup_state import KLWarmupState
 from tfp_iaf._random import random_generator
 
 __all__ = ['SamplingLayer']
 
-LayerT = TypeVar('LayerT', bound='SamplingLayer')
 
-
-class SamplingLayer:
+class SamplingLayer(LayerPart):
     """The layer `PosteriorSampling`, mixed into the layer class of either Keras; see `tfp_iaf.keras`."""
 
     # What the other base classes bring.
-    _keras: ClassVar[Any]
-    _new_weight: Any
-    _variable_of: Any
+    _KLMean: ClassVar[Any]
     _make_seeds: Any
     _next_seed: Any
     _reason_against_time_distributed: Any
-    _serialize: ClassVar[Any]
-    _deserialize: ClassVar[Any]
-    name: str
-    variable_dtype: Any
     add_loss: Any
 
     def __init__(
@@ -79,7 +72,8 @@ class SamplingLayer:
             self._kl_weight = self._new_weight('kl_weight', np.asarray(self._kl_target), trainable=False)
             self._kl_warmup = KLWarmupState(self._flow_dtype)
             # With the layer's name: of metrics with one name Keras would report the last alone.
-            self._kl_metric = self._keras.metrics.Mean(name=f'{self.name}_kl')
+            self._kl_metric = self._KLMean(name=f'{self.name}_kl')
+            self._kl_metric.warmup = self._kl_warmup
             return
         for argument, value in (('free_bits', free_bits), ('prior', prior)):
             if value is not None:
@@ -107,10 +101,10 @@ class SamplingLayer:
         )
 
     def build(self, input_shape: Any) -> None:
-        """Takes note of the shapes of the inputs, and makes what the posterior and the prior have for weights."""
+        """Stores the shapes of the inputs, and makes the weights of the posterior and the prior."""
         self._set_shapes(input_shape)
         if isinstance(self.prior, self._keras.layers.Layer):
-            # Which makes its weights, and those of the layers in it, before an optimizer or a file asks for them.
+            # This makes its weights, and those of the layers in it, before an optimizer or a file asks for them.
             self.prior(self._keras.Input(self._event_shape, dtype=self.variable_dtype))
         self._try_posterior()
         super().build(input_shape)  # type: ignore[misc]
@@ -157,7 +151,7 @@ class SamplingLayer:
                 )
 
     def __call__(self, inputs: Any, *args: Any, prior: Any = None, **kwargs: Any) -> Any:
-        """Calls the layer; a context of `None` is none, which not every version of Keras lets pass."""
+        """Calls the layer; a context of `None`, which not every version of Keras accepts, means no context."""
         _inputs.check_call(inputs, args, prior, self._keras.__name__, self.name)
         if isinstance(inputs, (list, tuple)) and len(inputs) == 3 and inputs[2] is None:
             inputs = inputs[:2]
@@ -169,8 +163,8 @@ class SamplingLayer:
         _inputs.check_inputs(inputs, self._event_shape, self._context_shape, self.name)
         if prior is None:
             return
-        rows = [tf.TensorShape(value.shape)[0] for value in inputs[:2]]
-        _inputs.check_prior_inputs(prior, None if None in rows else max(rows), self._event_shape, self.name)
+        rows = _inputs.rows_of([tf.TensorShape(value.shape) for value in inputs])
+        _inputs.check_prior_inputs(prior, rows, self._event_shape, self.name)
         if self.prior is not None:
             raise ValueError(
                 f'prior: got one at the call of {self.name}, which was made with the prior {self.prior}. Leave out one '
@@ -231,12 +225,13 @@ class SamplingLayer:
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:
             return seed
-        # The replicas of a strategy count alike, and would all draw the same noise.
+        # The replicas of a strategy all count the same calls, and would draw the same noise.
         return tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
         """Returns the shapes of the sample and of its log-density."""
-        return tuple(input_shape[0]), tuple(input_shape[0])[:1]
+        rows = _inputs.rows_of(input_shape)
+        return (rows, *input_shape[0][1:]), (rows,)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make an equal layer."""
@@ -255,14 +250,6 @@ class SamplingLayer:
             'prior': self._serialize(self.prior),
             'seed': self.seed,
         }
-
-    @classmethod
-    def from_config(cls: type[LayerT], config: dict[str, Any]) -> LayerT:
-        """Makes the layer from what `get_config` returned."""
-        made: dict[str, Any] = {
-            key: cls._deserialize(config[key]) for key in ('activation', 'prior', 'transform') if key in config
-        }
-        return cls(**{**config, **made})
 
 
 def _checked_axis(axis: Any) -> int | tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The callback `KLWarmup`, for either Keras: all of the KL term's warm-up."""
+"""The callback `KLWarmup`, for either Keras."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_iaf import _compat
 from tfp_iaf._checks import checked_number, checked_size
 from tfp_iaf._layers._sampling import SamplingLayer
 
@@ -30,7 +31,7 @@ class WarmupCallback:
         """Finds the layers."""
         self._sampling_layers = [
             layer
-            for layer in self.model._flatten_layers()
+            for layer in _compat.layers_of(self.model)
             if isinstance(layer, SamplingLayer) and layer.kl_weight is not None
         ]
         if not self._sampling_layers:
@@ -49,12 +50,12 @@ class WarmupCallback:
         """Sets the weights for the steps that follow."""
         self._batches += 1
         # In TensorFlow, not Python: to read the step would make the host wait for the accelerator.
-        share = tf.minimum(tf.cast(self._iterations(), tf.float32) / self.steps, 1.0)
+        share = tf.minimum(tf.cast(self._optimizer().iterations, tf.float32) / self.steps, 1.0)
         for layer in self._sampling_layers:
             layer._kl_warmup.set(share, self.start)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Restores the full weights, for whatever comes between two steps."""
+        """Restores the full weights until the next step."""
         for layer in self._sampling_layers:
             layer._kl_warmup.restore()
 
@@ -67,9 +68,10 @@ class WarmupCallback:
         self.on_train_batch_end(0)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Makes sure that the optimizer's steps are counted."""
+        """Raises an error if the optimizer made no step in many batches."""
         # A loss scale that is still too large may cost the first few.
-        if self._batches < _BATCHES_WITHOUT_A_STEP or self._steps_made() != self._first_step:
+        batches_per_step = getattr(self._optimizer(), 'gradient_accumulation_steps', None) or 1
+        if self._batches < _BATCHES_WITHOUT_A_STEP * batches_per_step or self._steps_made() != self._first_step:
             return
         raise ValueError(
             f'KLWarmup: the optimizer of the model {self.model.name!r} made no step in {self._batches} batches, and so '
@@ -79,9 +81,8 @@ class WarmupCallback:
 
     def _steps_made(self) -> int:
         # A tensor, since under a strategy the count is a variable on each device, and no int can be made of that.
-        return int(tf.convert_to_tensor(self._iterations()))
+        return int(tf.convert_to_tensor(self._optimizer().iterations))
 
-    def _iterations(self) -> Any:
+    def _optimizer(self) -> Any:
         # In the oldest versions of Keras 3, an optimizer that scales the loss does not count on its own.
-        optimizer = self.model.optimizer
-        return getattr(optimizer, 'inner_optimizer', optimizer).iterations
+        return getattr(self.model.optimizer, 'inner_optimizer', self.model.optimizer)

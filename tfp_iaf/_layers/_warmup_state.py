@@ -1,4 +1,4 @@
-"""What a warm-up makes of the weight of the KL term for the time of a training step."""
+"""The weight of the KL term during a warm-up."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import tensorflow as tf
 
 from tfp_iaf import _compat
 
-__all__ = ['KLWarmupState']
+__all__ = ['KLMean', 'KLWarmupState']
 
 
 class KLWarmupState(_compat.UnsavedState):
-    """A weight that replaces the full one, in training steps alone.
+    """A weight that replaces the full one in training steps only.
 
-    No warm-up touches the variable of the full weight, which is what every file has. A warm-up writes to a variable
-    that is in no checkpoint.
+    A warm-up does not change the variable of the full weight, which every file contains. It writes to a variable that
+    no checkpoint contains.
 
     Args:
         dtype: Dtype of the weight.
@@ -28,7 +28,7 @@ class KLWarmupState(_compat.UnsavedState):
             self._factor_and_offset = tf.Variable([1.0, 0.0], trainable=False, dtype=dtype, name='kl_warmup')
 
     def weight(self, full: tf.Tensor, training: Any) -> tf.Tensor:
-        """Returns the weight in force; `training` is the argument of a Keras layer, `None` where nobody passed it."""
+        """Returns the current weight; `training` is the argument of a Keras layer, or `None` if it was not passed."""
         if training is not None and not tf.is_tensor(training) and not training:
             return full
         factor, offset = tf.unstack(self._factor_and_offset)
@@ -42,3 +42,20 @@ class KLWarmupState(_compat.UnsavedState):
     def restore(self) -> None:
         """Makes the weight the full one everywhere."""
         self._factor_and_offset.assign([1.0, 0.0])
+
+
+class KLMean:
+    """The metric of the KL, mixed into the metric `Mean` of either Keras: a reset of it also ends a warm-up.
+
+    Every epoch of `fit`, and every `evaluate`, begins with a reset. A warm-up that was interrupted within a step, where
+    no callback is told, therefore has no effect on what comes after it.
+    """
+
+    warmup: KLWarmupState | None = None
+
+    def reset_state(self) -> None:
+        """Forgets all values, and restores the full weight."""
+        super().reset_state()  # type: ignore[misc]
+        # Within a compiled step, the reset is that of the step itself, which may be one of a warm-up.
+        if self.warmup is not None and not tf.inside_function():
+            self.warmup.restore()

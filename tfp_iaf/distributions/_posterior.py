@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_iaf import transforms
+from tfp_iaf import _compat, transforms
 from tfp_iaf._checks import (
     Activation,
     check_batches,
@@ -24,7 +24,6 @@ from tfp_iaf._checks import (
 )
 from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of
-from tfp_iaf._tracking import check_keras_tracks
 from tfp_iaf.bijectors import InverseAutoregressiveFlow
 from tfp_iaf.bijectors._chain import FlowChain
 from tfp_iaf.bijectors._inverse_autoregressive_flow import check_inverse
@@ -52,6 +51,9 @@ class IAFPosterior(tf.Module):
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
         context_shape: Shape of the context h, an int or a sequence of ints, or `None`.
+        network: Makes the network of a step. It is called with the arguments of a `MaskedAutoregressiveNetwork`, which
+            is the default: `event_shape` and `hidden_units`, and `context_shape`, `params`, `activation`, `order`,
+            `seed`, `dtype`, `variable_factory` and `name` as keywords.
         networks: One `tfp_iaf.networks.Network` per step, in sampling order. They replace the arguments that build
             networks.
         transform: `'gated'` (only contracts), `'affine'` (also expands), `'spline'` (bends within an interval), or an
@@ -105,6 +107,7 @@ class IAFPosterior(tf.Module):
         hidden_units: Sequence[int] = (320, 320),
         *,
         context_shape: int | Sequence[int] | None = None,
+        network: Callable[..., Network] | None = None,
         networks: Sequence[Network] | None = None,
         transform: str | Transform = 'gated',
         alternate_order: bool = True,
@@ -139,9 +142,9 @@ class IAFPosterior(tf.Module):
         self._transform = _transform_of(transform, num_flows)
         # Checked here for a posterior without steps, in which nothing else would.
         hidden_units, activation = checked_hidden_units(hidden_units), checked_activation(activation, self._dtype)
-        rng = random_generator(seed)
+        make, rng = network or MaskedAutoregressiveNetwork, random_generator(seed)
         self._networks = tuple(
-            MaskedAutoregressiveNetwork(
+            make(
                 self._event_shape,
                 hidden_units,
                 context_shape=self._context_shape,
@@ -155,6 +158,13 @@ class IAFPosterior(tf.Module):
             )
             for t in range(num_flows)
         )
+        if network is not None and num_flows:
+            made, _, made_dtype = _checked_signature(self._networks, self._transform)
+            if (made, made_dtype) != (self._event_shape, self._dtype):
+                raise ValueError(
+                    f'network: made networks of event_shape {made} in {made_dtype.name}, expected '
+                    f'{self._event_shape} in {self._dtype.name}. Pass on all arguments that it is called with.'
+                )
 
     @property
     def event_shape(self) -> tf.TensorShape:
@@ -196,7 +206,6 @@ class IAFPosterior(tf.Module):
 
     def __call__(self, loc: Any, scale_diag: Any, context: Any = None) -> tfp.distributions.TransformedDistribution:
         """Returns the distribution; see the class."""
-        check_keras_tracks(self)
         loc = checked_tensor('loc', loc, self._event_shape, self._dtype, self)
         scale_diag = checked_tensor('scale_diag', scale_diag, self._event_shape, self._dtype, self)
         context = checked_context(context, self._context_shape, self._dtype, self)
@@ -206,7 +215,7 @@ class IAFPosterior(tf.Module):
         base = gaussian(loc, scale_diag, self._event_shape.rank, self._validate_args)
         # A joint distribution insists on a name that was given, but finds its own if none was.
         name = None if self.name == _DEFAULT_NAME else self.name
-        return tfp.distributions.TransformedDistribution(base, self._chain(context), name=name)
+        return _compat.FlowDistribution(base, self._chain(context), name=name)
 
     def bijector(self, context: Any = None) -> tfp.bijectors.Bijector:
         """Returns the steps alone as one bijector, a `tfb.Chain`, each with `context` as its own.
@@ -216,7 +225,6 @@ class IAFPosterior(tf.Module):
         posterior. `forward_log_derivatives(x)` gives the log-derivatives by entry, from the same evaluation as
         `forward(x)`.
         """
-        check_keras_tracks(self)
         if context is not None:
             context = checked_context(context, self._context_shape, self._dtype, self)
         return self._chain(context)

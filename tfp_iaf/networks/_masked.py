@@ -21,6 +21,7 @@ from tfp_iaf._checks import (
 )
 from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of, reshaped, rows_of
+from tfp_iaf._tracking import check_keras_tracks
 from tfp_iaf.networks import _masks
 from tfp_iaf.networks._base import MaskedLayers
 from tfp_iaf.networks._kernels import MaskedKernel, gather, num_blocks_for
@@ -195,6 +196,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         """Returns the parameters `[..., *event_shape, P]` of every entry of `x`; see the class."""
         x = checked_event('x', x, self._event_shape, self._dtype, self)
         context = checked_context(context, self._context_shape, self._dtype, self)
+        check_keras_tracks(self.variables)
         if context is not None:
             check_batches(
                 lead_of(context, self._context_shape.rank).static, 'x', lead_of(x, self._event_shape.rank).static
