@@ -105,10 +105,10 @@ def log_likelihood(x: tf.Tensor, y: tf.Tensor, num_samples: int = 100) -> tf.Ten
 
 
 columns = [log_likelihood(x_test, tf.tile(one_hot[tf.newaxis], [len(x_test), 1])) for one_hot in tf.eye(10)]
-by_class = np.stack(columns, axis=1)  # [images, classes]
-nll = -np.mean(by_class[y_test == 1])
+log_p_x = np.stack(columns, axis=1)  # [images, classes]
+nll = -np.mean(log_p_x[y_test == 1])
 print(f'-log p(x|y) of {len(x_test)} test images: {nll:.2f} nats per image, with their own labels')
-accuracy = np.mean(by_class.argmax(axis=1) == y_test.argmax(axis=1))
+accuracy = np.mean(log_p_x.argmax(axis=1) == y_test.argmax(axis=1))
 print(f'The class with the largest p(x|y) is right for {accuracy:.1%} of them')
 
 # %%
@@ -118,8 +118,9 @@ print(f'The class with the largest p(x|y) is right for {accuracy:.1%} of them')
 labels = tf.repeat(tf.eye(10), 10, axis=0)
 mean, log_var = prior(labels)
 samples = tf.sigmoid(decoder([mean + tf.exp(0.5 * log_var) * tf.random.normal(mean.shape), labels])).numpy()
+by_class = np.pad(samples.reshape(10, 10, 8, 8), [(0, 0), (0, 0), (1, 1), (1, 1)])  # [classes, samples, ...]
 figure, axis = plt.subplots(figsize=(6, 6.3), layout='constrained')
-axis.imshow(np.block([[samples[10 * k + i].reshape(8, 8) for k in range(10)] for i in range(10)]), cmap='gray_r')
-axis.set(xticks=4 + 8 * np.arange(10) - 0.5, xticklabels=range(10), yticks=[], title='Samples from p(x|y)', xlabel='y')
+axis.imshow(by_class.transpose(1, 2, 0, 3).reshape(100, 100), cmap='gray_r')
+axis.set(xticks=4.5 + 10 * np.arange(10), xticklabels=range(10), yticks=[], title='Samples from p(x|y)', xlabel='y')
 figure.savefig(args.output_dir / 'samples_by_class.png', dpi=130)
 print(f'Wrote the model and samples_by_class.png to {args.output_dir}')
