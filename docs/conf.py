@@ -96,8 +96,9 @@ def _process_signature(
 def _process_doctree(app: object, doctree: nodes.document) -> None:
     """Keeps an estimate and its error on one line."""
     for text in list(doctree.findall(nodes.Text)):
-        if ' ± ' in text and not isinstance(text.parent, nodes.literal_block):
-            text.parent.replace(text, nodes.Text(text.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')))
+        joined = re.sub(r'(?<=\d) ± (?=\d)', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}', text)
+        if joined != text and not isinstance(text.parent, nodes.literal_block):
+            text.parent.replace(text, nodes.Text(joined))
 
 
 def setup(app: object) -> None:

@@ -53,7 +53,7 @@ data, test = two_moons(50000, seed=0), two_moons(10000, seed=1)
 # one a point far out gets an exponential scale. The data's mean and scale are not for the networks to learn. A Chain
 # applies its last bijector first.
 
-flow = tfp_iaf.IAFPosterior(2, num_flows, hidden_units=(64, 64), transform='affine', activation='tanh', seed=0)
+flow = tfp_iaf.IAFPosterior(2, num_flows, hidden_units=(32, 32), transform='affine', activation='tanh', seed=0)
 chain = tfb.Chain([tfb.Shift(data.mean(axis=0)), tfb.Scale(data.std(axis=0)), flow.bijector()])
 q = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 2), chain)
 
@@ -63,7 +63,7 @@ q = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 2), chain)
 # The loss is the negative log-likelihood (NLL) of a batch. It contains an inverse: always compile it.
 
 variables = q.trainable_variables
-optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, num_steps), global_clipnorm=10.0)
+optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, num_steps), global_clipnorm=10.0)
 optimizer.build(variables)
 
 
@@ -108,7 +108,8 @@ x, y = np.meshgrid(np.linspace(-2, 3, 400, dtype=np.float32), np.linspace(-1.6, 
 density = np.exp(log_prob(np.stack([x, y], axis=-1).reshape(-1, 2))).reshape(x.shape)
 print(f'Integral of the density: {density.sum() * (x[0, 1] - x[0, 0]) * (y[1, 0] - y[0, 0]):.3f}')
 
-figure, axes = plt.subplots(1, 4, figsize=(15, 3.2), layout='constrained')
+figure, axes = plt.subplots(2, 2, figsize=(10, 7.2), layout='constrained')
+axes = axes.ravel()
 axes[0].plot(*test.T, '.', markersize=1, alpha=0.5)
 axes[0].set_title('data')
 axes[1].pcolormesh(x, y, density, cmap='magma', rasterized=True)

@@ -31,11 +31,11 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 parser = argparse.ArgumentParser(description='TFP code, and the one line that changes.')
 parser.add_argument('--quick', action='store_true', help='a few steps, to see that it runs')
 parser.add_argument('--output_dir', type=pathlib.Path, default='results/drop_in', help='where figures go')
-parser.add_argument('--pairs', type=int, default=8, help='half the number of dimensions')
+parser.add_argument('--pairs', type=int, default=16, help='half the number of dimensions')
 parser.add_argument('--steps', type=int, default=3000, help='training steps of each flow')
 args = parser.parse_args([] if 'ipykernel' in sys.modules else None)
 num_pairs, num_steps = args.pairs, 100 if args.quick else args.steps
-num_dims, hidden_units = 2 * num_pairs, [64, 64]
+num_dims, hidden_units = 2 * num_pairs, [128, 128]
 
 # %%
 # The target
@@ -90,7 +90,7 @@ for name, make_step in steps.items():
     )
     q.sample()  # a network of TFP makes its variables at its first use
     variables = q.trainable_variables
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, num_steps), global_clipnorm=10.0)
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, num_steps), global_clipnorm=10.0)
     optimizer.build(variables)
 
     @tf.function(jit_compile=True)
@@ -107,7 +107,7 @@ for name, make_step in steps.items():
     losses[name] += [float(train_step()) for _ in range(num_steps - 1)]
     step_time = (time.perf_counter() - started) / (num_steps - 1)
 
-    log_prob = tf.function(q.log_prob)
+    log_prob = tf.function(q.log_prob, jit_compile=True)
     log_prob(new_points)
     started = time.perf_counter()
     for _ in range(5):
@@ -125,7 +125,8 @@ for name, make_step in steps.items():
 # ------------
 # Samples of one pair, and the learning curves.
 
-figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout='constrained')
+figure, axes = plt.subplots(2, 2, figsize=(9, 7), layout='constrained')
+axes = axes.ravel()
 for axis, (name, z) in zip(axes, samples.items(), strict=False):
     axis.plot(z[:, 0], z[:, num_pairs], '.', markersize=1, alpha=0.3)
     axis.set(title=name, xlabel='x₁', ylabel='y₁', xlim=(-4, 4), ylim=(-2.5, 10))

@@ -139,7 +139,7 @@ print(f'{"exact":10}{"":27}{0:+12.2f}{3:10.2f}')
 # ------------
 # The funnel as either sampler sees it, and v along one chain.
 
-figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout='constrained', width_ratios=[1, 1, 1.5])
+figure, axes = plt.subplots(2, 3, figsize=(11, 6.5), layout='constrained', width_ratios=[1, 1, 1.5])
 for (name, (v, x, _)), row in zip(chains.items(), axes, strict=True):
     across, up = (x[..., 0], v) if name == 'HMC' else (noises[..., 1], noises[..., 0])
     thin = slice(None, None, -(-v.shape[0] // 500))
