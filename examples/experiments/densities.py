@@ -187,4 +187,4 @@ def main(argv: Sequence[str]) -> None:
     options = command.parse(argv, QUICK)
     results = runs.run_all(run, command.plan(options), options.output_dir, options.jobs)
     plot(results, options.output_dir / 'densities.png')
-    reports.write(options.output_dir, 'densities', report(results), results)
+    reports.write(options, report(results), results)

@@ -184,4 +184,4 @@ def main(argv: Sequence[str]) -> None:
         for (method, leapfrogs, acceptance), settings in itertools.product(options.samplers, command.plan(options))
     ]
     results = runs.run_all(run, plan, options.output_dir, options.jobs)
-    reports.write(options.output_dir, 'neutra', report(results), results)
+    reports.write(options, report(results), results)
