@@ -50,6 +50,10 @@ class Settings:
     learning_rate: float = 3e-3
     test_points: int = 50000
 
+    def __post_init__(self) -> None:
+        if self.steps % _STEPS_PER_CALL:
+            raise ValueError(f'steps: got {self.steps}, expected a multiple of {_STEPS_PER_CALL}.')
+
 
 class Result(NamedTuple):
     """Figures; -log q and log p - log q by test point; the learning curve; samples; q on twice the window."""

@@ -49,6 +49,11 @@ class Settings:
     chains: int = 16
     fit_steps: int = 4000
 
+    def __post_init__(self) -> None:
+        if not self.warm_up:
+            least = 4 * self.chains * self.leapfrogs
+            raise ValueError(f'gradients: got {self.gradients}, expected at least {least}: four transitions a chain.')
+
     @property
     def transitions(self) -> int:
         """Number of transitions of each chain."""

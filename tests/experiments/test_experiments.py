@@ -17,6 +17,7 @@ from scipy import special
 
 import tfp_iaf
 from tests.experiments import small
+from tests.flows import raises
 
 tfd = tfp.distributions
 SMALL_VAE = '--flows=1 --flow-units=8 --context-size=4 --epochs=2 --elbo-samples=3 --nll-samples=5 --nll-images=20'
@@ -81,6 +82,20 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
         before = {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')}
         main(['--quick', f'--output-dir={output_dir}', *arguments])
         assert before and {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')} == before
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'error'),
+    [
+        ('digits', '--network=conv', "network: got 'conv', expected one of dense, conv-mnist, conv-cifar10"),
+        ('digits', '--binarization=x', "binarization: got 'x', expected one of dynamic, threshold, none"),
+        ('densities', '--steps=150', 'steps: got 150, expected a multiple of 100'),
+        ('neutra', '--gradients=639', 'gradients: got 639, expected at least 640'),
+    ],
+)
+def test_wrong_settings(name, option, error):
+    with raises(ValueError, error):
+        importlib.import_module(f'experiments.{name}').main([option])
 
 
 class TestInference:
