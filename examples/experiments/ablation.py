@@ -95,4 +95,4 @@ def main(argv: Sequence[str]) -> None:
         "each row has one mistake less than the row above. No figure includes the post's L2 penalty."
     )
     text = '\n\n'.join([*(report(size, groups) for size, groups in sizes.items()), note])
-    reports.write(options.output_dir, 'ablation', text, results)
+    reports.write(options, text, results)

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import pathlib
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,9 @@ class Command:
         self._parser.add_argument('--quick', action='store_true', help=f'a try of a minute: {quick}')
         if self._parser.parse_args(argv).quick:
             self._parser.set_defaults(**quick)
-        return self._parser.parse_args(argv)
+        options = self._parser.parse_args(argv)
+        options.command = shlex.join([*self._parser.prog.split(), *argv])
+        return options
 
     def plan(self, options: argparse.Namespace, **values: Any) -> list[Any]:
         """Returns the settings of all runs, seed by seed, with other values of some fields."""

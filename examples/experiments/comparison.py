@@ -47,7 +47,7 @@ def main(
                 groups.setdefault(settings.posterior + longer, {})[settings] = result
         sections.append(report(size, groups, images))
         plot(groups, images, options.output_dir, f'_{size}d' if len(options.latent_size) > 1 else '')
-    reports.write(options.output_dir, name, '\n\n'.join(sections), results)
+    reports.write(options, '\n\n'.join(sections), results)
 
 
 def load(dataset: str, data: str = '') -> datasets.Images:

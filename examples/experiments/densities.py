@@ -50,6 +50,10 @@ class Settings:
     learning_rate: float = 3e-3
     test_points: int = 50000
 
+    def __post_init__(self) -> None:
+        if self.steps % _STEPS_PER_CALL:
+            raise ValueError(f'steps: got {self.steps}, expected a multiple of {_STEPS_PER_CALL}.')
+
 
 class Result(NamedTuple):
     """Figures; -log q and log p - log q by test point; the learning curve; samples; q on twice the window."""
@@ -187,4 +191,4 @@ def main(argv: Sequence[str]) -> None:
     options = command.parse(argv, QUICK)
     results = runs.run_all(run, command.plan(options), options.output_dir, options.jobs)
     plot(results, options.output_dir / 'densities.png')
-    reports.write(options.output_dir, 'densities', report(results), results)
+    reports.write(options, report(results), results)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
             curve = kls.setdefault(settings.target, {}).setdefault(family, {})
             curve.setdefault(settings.depth, []).append(result.figures['kl'])
     plots.by_depth(kls, COLORS, 'KL(q || p) in nats', options.output_dir / 'energies_kl_by_steps.png')
-    reports.write(options.output_dir, 'energies', inference.report(results), results)
+    reports.write(options, inference.report(results), results)
 
 
 def densities(

@@ -49,6 +49,11 @@ class Settings:
     chains: int = 16
     fit_steps: int = 4000
 
+    def __post_init__(self) -> None:
+        if not self.warm_up:
+            least = 4 * self.chains * self.leapfrogs
+            raise ValueError(f'gradients: got {self.gradients}, expected at least {least}: four transitions a chain.')
+
     @property
     def transitions(self) -> int:
         """Number of transitions of each chain."""
@@ -184,4 +189,4 @@ def main(argv: Sequence[str]) -> None:
         for (method, leapfrogs, acceptance), settings in itertools.product(options.samplers, command.plan(options))
     ]
     results = runs.run_all(run, plan, options.output_dir, options.jobs)
-    reports.write(options.output_dir, 'neutra', report(results), results)
+    reports.write(options, report(results), results)

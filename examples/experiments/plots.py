@@ -126,7 +126,7 @@ def panels(
     A power below 1 brings out the tails.
     """
     columns = list(next(iter(rows.values())))
-    figure = Figure(figsize=(0.4 + 2.0 * len(columns), 0.3 + 2.2 * len(rows)), layout='constrained')
+    figure = Figure(figsize=(0.4 + 2.0 * len(columns), 0.6 + 2.3 * len(rows)), layout='constrained')
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (label, row) in zip(axes, rows.items(), strict=True):
         shades = matplotlib.colors.PowerNorm(power, 0, next(iter(row.values()))[1].max())

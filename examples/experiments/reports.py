@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import pathlib
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,14 +36,13 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return frame.rename(columns=columns).to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def write(output_dir: pathlib.Path, name: str, text: str, results: Mapping[Any, Any]) -> None:
+def write(options: argparse.Namespace, text: str, results: Mapping[Any, Any]) -> None:
     """Prints a report; writes it, with command and versions, to `report.md`, and settings and figures to `runs.csv`."""
     print(f'\n{text}\n')
-    command = shlex.join(['python', '-m', 'experiments', name, *sys.argv[2:]])
     versions = ', '.join(f'{library} {version}' for library, version in runs.VERSIONS.items())
-    with runs.atomic(output_dir / 'report.md') as path:
-        path.write_text(f'`{command}`\n\n{versions}\n\n{text}\n', encoding='utf-8')
+    with runs.atomic(options.output_dir / 'report.md') as path:
+        path.write_text(f'`{options.command}`\n\n{versions}\n\n{text}\n', encoding='utf-8')
     records = [{**dataclasses.asdict(settings), **result.figures} for settings, result in results.items()]
-    with runs.atomic(output_dir / 'runs.csv') as path:
+    with runs.atomic(options.output_dir / 'runs.csv') as path:
         pd.DataFrame(records).to_csv(path, index=False)
-    print(f'Wrote report.md, runs.csv and plots to {output_dir}.')
+    print(f'Wrote report.md, runs.csv and plots to {options.output_dir}.')

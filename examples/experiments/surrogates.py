@@ -36,4 +36,4 @@ def main(argv: Sequence[str]) -> None:
     plots.panels(rows, {name: JOINTS[name].window for name in rows}, options.output_dir / 'surrogates.png', 0.5)
     known = ' and '.join(f'{JOINTS[name].mean_field_kl:.4f} ({name})' for name in options.target)
     note = f'No Gaussian with independent entries can have a KL below {known}.'
-    reports.write(options.output_dir, 'surrogates', f'{inference.report(results)} {note}', results)
+    reports.write(options, f'{inference.report(results)} {note}', results)

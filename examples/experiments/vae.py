@@ -22,6 +22,13 @@ from .likelihoods import LIKELIHOODS
 _BATCHES_FOR_STATISTICS = 50
 _SECONDS_BETWEEN_BACKUPS = 60.0
 _MOST_STEPS_PER_CALL = 50  # of Python, between which nothing is shown
+_KNOWN = {
+    'posterior': (*posteriors.COLORS, 'blog'),
+    'network': ('dense', 'conv-mnist', 'conv-cifar10'),
+    'likelihood': tuple(LIKELIHOODS),
+    'binarization': ('dynamic', 'threshold', 'none'),
+    'transform': ('gated', 'affine', 'spline'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,11 @@ class Settings:
     clipnorm: float = 50.0
     ema: float = 0.999
     sampled_kl: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in _KNOWN.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f'{name}: got {getattr(self, name)!r}, expected one of {", ".join(known)}.')
 
 
 # Model ----------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Every experiment from its command line, tiny, and what it fits against what is known."""
 
+import dataclasses
 import importlib
 import types
 
@@ -7,14 +8,16 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 import tensorflow_probability as tfp
-from experiments import densities, digits, inference, neutra, plots, runs
+from experiments import ablation, densities, digits, inference, neutra, plots, runs
 from experiments.__main__ import EXPERIMENTS
 from experiments.quadrature import Grid
 from scipy import special
 
 import tfp_iaf
 from tests.experiments import small
+from tests.flows import raises
 
 tfd = tfp.distributions
 SMALL_VAE = '--flows=1 --flow-units=8 --context-size=4 --epochs=2 --elbo-samples=3 --nll-samples=5 --nll-images=20'
@@ -32,7 +35,7 @@ RUNS = {
     'digits': 2,
     'mnist': 2,
     'cifar10': 1,
-    'ablation': 9,
+    'ablation': 4,
     'energies': 4,
     'surrogates': 2,
     'neutra': 2,
@@ -59,26 +62,40 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
     if name == 'cifar10':
         arguments.append(f'--data={small.write_cifar10(tmp_path)[0]}')
     if name == 'ablation':
-        fewer = {'hidden_units': (8,), 'flow_units': (8,), 'flows': 2, 'grid_size': 50}
-        monkeypatch.setattr(digits, 'SETTINGS', digits.SETTINGS.__class__(**{**vars(digits.SETTINGS), **fewer}))
+        fewer = {'hidden_units': (8,), 'flow_units': (8,), 'flows': 1, 'grid_size': 50}
+        monkeypatch.setattr(digits, 'SETTINGS', dataclasses.replace(digits.SETTINGS, **fewer))
+        rows = {label: ablation.ROWS[label] for label in ('diagonal', *ablation._DRAWN)}
+        monkeypatch.setattr(ablation, 'ROWS', rows)
     main = importlib.import_module(f'experiments.{name}').main
     output_dir = tmp_path / 'out'
     main(['--quick', f'--output-dir={output_dir}', *arguments])
     printed = capsys.readouterr().out
     report = (output_dir / 'report.md').read_text()
-    assert report.split('\n\n', 2)[2].strip() in printed and 'tfp_iaf' in report
+    assert report.split('\n\n', 2)[2].strip() in printed and f'experiments {name} --quick' in report
     frame = pd.read_csv(output_dir / 'runs.csv', keep_default_na=False)
     assert len(frame) == RUNS[name] and np.all(np.isfinite(frame.select_dtypes('number')))
     assert sorted(path.stem for path in output_dir.glob('*.png')) == PLOTS[name]
     for path in output_dir.glob('*.png'):
         assert min(matplotlib.image.imread(path).shape[:2]) > 100
-    assert not [path for path in output_dir.rglob('.*') if path.is_file()]
-    # It is not repeated.
-    before = {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')}
-    main(['--quick', f'--output-dir={output_dir}', *arguments])
-    assert {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')} == before
-    again = pd.read_csv(output_dir / 'runs.csv', keep_default_na=False)
-    pd.testing.assert_frame_equal(again, frame)
+    assert not list(output_dir.rglob('.[0-9]*'))
+    if name in ('digits', 'densities'):  # it is not repeated
+        before = {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')}
+        main(['--quick', f'--output-dir={output_dir}', *arguments])
+        assert before and {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')} == before
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'error'),
+    [
+        ('digits', '--network=conv', "network: got 'conv', expected one of dense, conv-mnist, conv-cifar10"),
+        ('digits', '--binarization=x', "binarization: got 'x', expected one of dynamic, threshold, none"),
+        ('densities', '--steps=150', 'steps: got 150, expected a multiple of 100'),
+        ('neutra', '--gradients=639', 'gradients: got 639, expected at least 640'),
+    ],
+)
+def test_wrong_settings(name, option, error):
+    with raises(ValueError, error):
+        importlib.import_module(f'experiments.{name}').main([option])
 
 
 class TestInference:
@@ -156,11 +173,11 @@ class TestNeutra:
         for now in values:
             state = 0.9 * state + np.sqrt(1 - 0.81) * rng.normal(size=[4, 10])
             now[...] = 3 * state
-        figures = neutra.statistics(values)
+        figures = neutra.statistics(tf.constant(values))
         # Autocorrelations 0.9^k: a tenth of the states over 1.9.
         assert figures['ess'] == pytest.approx(16000 * 0.1 / 1.9, rel=0.35) and figures['r_hat'] < 1.05
         assert figures['v_mean'] == pytest.approx(0, abs=0.5) and figures['v_stddev'] == pytest.approx(3, abs=0.3)
-        apart = neutra.statistics(values + np.array([0, 0, 9, 9], np.float32)[:, np.newaxis])
+        apart = neutra.statistics(tf.constant(values + np.array([0, 0, 9, 9], np.float32)[:, np.newaxis]))
         assert apart['r_hat'] > 1.5 and apart['ess'] < 100
 
     @pytest.mark.parametrize('text', ['', 'HMC', 'HMC:0:0.8', 'HMC:x:0.8', 'NUTS:3:0.8', 'HMC:3:1.0', 'HMC:3:0.8:1'])
