@@ -12,7 +12,7 @@ __all__ = ['log_slopes', 'solved']
 
 def slopes(v: tf.Tensor, steepness: tf.Tensor) -> tf.Tensor:
     """Returns the derivative of v + (s - 1) tanh(v) by v, a sum of two terms that are not negative."""
-    return tf.tanh(v) ** 2 + steepness * _sech_squared(v)
+    return tf.square(tf.tanh(v)) + steepness * _sech_squared(v)
 
 
 def log_slopes(v: tf.Tensor, steepness: tf.Tensor) -> tf.Tensor:
@@ -33,7 +33,7 @@ def solved(
     Given the later entries, each equation has a left side that is increasing, odd, and concave or convex on either side
     of 0, so that Newton's method from within bounds that are known converges to the only solution. All entries are
     iterated at once: the last one converges first, and each one once those after it have. The number of iterations is
-    bounded; an event that is not solved by then (none is known) comes out as zeros.
+    bounded; an event that is not solved in the end, as where rounding is amplified beyond all digits, comes out as zeros.
 
     Args:
         right_side: d, `[..., M]`.
@@ -48,7 +48,7 @@ def solved(
     solution, the first makes first derivatives right, and the second those of second and third order too, in reverse
     and in forward mode, wherever TensorFlow differentiates plain operations. From the fourth on they are not.
 
-    Cost: O(M^2) an iteration, usually below ten; a gradient takes no memory for them.
+    Cost: O(M^2) an iteration, usually ten to twenty-five; a gradient takes no memory for them.
 
     References:
         Eq. `tanh-system` of the mathematics page.
@@ -71,24 +71,32 @@ def solved(
 
 
 def _iterated(right_side: tf.Tensor, steepness: tf.Tensor, coupling: tf.Tensor | None, size: tf.Tensor) -> tf.Tensor:
-    excess = steepness - 1
+    excess, count = steepness - 1, tf.shape(right_side)[-1]
+    # A sum of M terms is not more exact.
+    tolerance = round_off(right_side.dtype) * tf.cast(4 + count, right_side.dtype)
+
+    def is_open(v: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
+        return tf.abs(v + excess * tf.tanh(v) - c) > tolerance * (size + tf.abs(v))
 
     def step(v: tf.Tensor, c: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # The bounds of v + (s - 1) tanh(v) = c, where |tanh| < 1 and both sides have one sign.
         lowest, highest = tf.abs(c) - tf.maximum(excess, 0), tf.abs(c) - tf.minimum(excess, 0)
-        v = tf.sign(c) * tf.clip_by_value(tf.sign(c) * v, tf.maximum(lowest, 0), highest)
-        v -= (v + excess * tf.tanh(v) - c) / slopes(v, steepness)
+        new = tf.sign(c) * tf.clip_by_value(tf.sign(c) * v, tf.maximum(lowest, 0), highest)
+        new -= (new + excess * tf.tanh(new) - c) / slopes(new, steepness)
+        # What is solved stands still: round-off in it, divided by small slopes, would keep those before it moving.
+        v = tf.where(is_open(v, c), new, v)
         return v, _uncoupled(right_side, coupling, v)
-
-    def is_moving(v: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_any(tf.abs(v + excess * tf.tanh(v) - c) > 4 * round_off(v.dtype) * (size + tf.abs(v)))
 
     # A tape that might differentiate the loop would keep the values of every iteration.
     with _compat.stop_recording():
-        # At its slowest, where s is nearly 0, Newton's method takes off a third of the error: sixty times are enough.
-        most = 60 * tf.shape(right_side)[-1]
         start = (right_side, _uncoupled(right_side, coupling, right_side))
-        return tf.while_loop(is_moving, step, start, maximum_iterations=most)[0]
+        # At its slowest, where s is nearly 0, Newton's method takes off a third of the error: sixty times are enough.
+        if not _compat.is_vectorizing():
+            return tf.while_loop(lambda v, c: tf.reduce_any(is_open(v, c)), step, start, maximum_iterations=60 * count)[
+                0
+            ]
+        # XLA cannot compile a vectorised loop whose rows end at different times. Nearly all entries converge at once.
+        return tf.while_loop(lambda *_: True, step, start, maximum_iterations=60 + count)[0]
 
 
 def _uncoupled(right_side: tf.Tensor, coupling: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
