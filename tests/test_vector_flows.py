@@ -94,7 +94,6 @@ def test_sylvester_is_the_papers(kind):
         if kind == 'householder':
             for v in values['q'][i][::-1]:
                 q = (np.eye(D) - 2 * np.outer(v, v) / (v @ v)) @ q
-            q = q.T
         r, r_tilde = np.triu(values['r'][i]), np.triu(values['r_tilde'][i])
         diagonal = np.diag(r) / (1 + np.maximum(0, -np.diag(r) * np.diag(r_tilde)))
         assert np.all(diagonal * np.diag(r_tilde) > -1)

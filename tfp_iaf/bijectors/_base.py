@@ -92,10 +92,10 @@ class VectorFlow(CachedBijector):
         for value in self._tensors.values():
             if isinstance(value, tf.Variable):
                 variables.append(value)
-            elif tf.is_tensor(value):
-                tensors.append(value)
-            else:
+            elif isinstance(value, tf.Module):  # which may count as a tensor
                 variables.extend(value.variables)
+            else:
+                tensors.append(value)
         return {'ildj': -log_det, 'dependencies': Dependencies(variables, tensors)}
 
 

@@ -101,7 +101,7 @@ def _constrained(u: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     product = _dot(w, u)
     # Of u along w, where that is negative. By the direction of w: its square may underflow.
     against = tf.nn.relu(-_dot(tf.math.l2_normalize(w, axis=-1, epsilon=1e-30), u))
-    added = against**2 / (1 + tf.nn.relu(-product))
+    added = tf.square(against) / (1 + tf.nn.relu(-product))
     return u + w * added[..., tf.newaxis], positive(product)
 
 

@@ -99,7 +99,7 @@ class RadialFlow(VectorFlow):
         image = _norm(offset)
         # The positive root of r^2 + B r - width * image = 0, whichever of its two forms does not cancel.
         linear = width * at_center - image
-        root = 0.5 * (tf.abs(linear) + tf.sqrt(linear**2 + 4 * width * image))
+        root = 0.5 * (tf.abs(linear) + tf.sqrt(tf.square(linear) + 4 * width * image))
         radius = tf.where(linear > 0, width * image / root, root)
         scale = (width + radius) / (width * at_center + radius)
         x = values['center'] + scale[..., tf.newaxis] * offset
@@ -110,12 +110,12 @@ def _log_det(radius: tf.Tensor, width: tf.Tensor, at_center: tf.Tensor, x: tf.Te
     """Sums up logarithms of sums without a negative term."""
     size = tf.cast(tf.shape(x)[-1], x.dtype)
     across = tf.math.log((width * at_center + radius) / (width + radius))
-    along = (radius * (radius + 2 * width) + width**2 * at_center) / (width + radius) ** 2
+    along = (radius * (radius + 2 * width) + tf.square(width) * at_center) / tf.square(width + radius)
     return (size - 1) * across + tf.math.log(along)
 
 
 def _norm(offset: tf.Tensor) -> tf.Tensor:
     """Returns the length of a vector, whose gradient at 0 is 0, as it must be where it only scales the vector."""
-    squared = tf.reduce_sum(offset**2, axis=-1)
+    squared = tf.reduce_sum(tf.square(offset), axis=-1)
     is_zero = tf.equal(squared, 0)
     return tf.where(is_zero, tf.zeros([], offset.dtype), tf.sqrt(tf.where(is_zero, tf.ones([], offset.dtype), squared)))

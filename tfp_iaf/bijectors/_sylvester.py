@@ -36,12 +36,14 @@ class SylvesterFlow(VectorFlow):
 
     Shapes: x, y `[..., D]`, r and r_tilde `[..., M, M]`, b `[..., M]`, leading shapes broadcast; log-det `[...]`.
     Dtype: that of the parameters, float32 or float64. An event with an entry or a parameter that is not finite, or
-    beyond 2.6e15 in float32, comes out as NaN, and leaves no NaN in the gradients of others.
+    beyond 2.6e15 in float32, comes out as NaN, and leaves no NaN in the gradients of others. A y whose
+    x is lost to rounding comes out as NaN, too.
 
     Cost: O(D M + M^2), value and log-det together, and for Q O(D M^2) or O(D H). `inverse` solves a triangular system
-    of monotone scalar equations by Newton's method, usually in ten to twenty iterations of O(M^2), and a product of
-    O(M^3). Derivatives of the inverse are those of the implicit function, right up to the third order. XLA cannot
-    compile `'orthogonal'` within `tf.vectorized_map`, where TensorFlow knows no QR decomposition; it raises an error.
+    of monotone scalar equations by Newton's method, usually in ten to twenty-five iterations of O(M^2), and takes a
+    product of O(M^3). Derivatives of the inverse are those of the implicit function, right up to the third order. XLA
+    cannot compile `'orthogonal'` within `tf.vectorized_map`, where TensorFlow knows no QR decomposition; it raises an
+    error.
 
     Caching: as of `tfp_iaf.InverseAutoregressiveFlow`.
 
