@@ -40,6 +40,7 @@ def inverse_and_gradients(invert, net, y, context):
     return [x, log_derivatives, image, *tape.gradient(total, sources, unconnected_gradients='zero')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('transform', [transforms.Gated(), transforms.Affine()], ids=str)
 @hypothesis.given(_architectures())
 def test_equals_iterations_over_all_entries(transform, drawn):
@@ -90,6 +91,7 @@ def test_leading_shapes_broadcast(shapes):
         np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_costs_about_one_network_pass():
     """Near the identity the squares on the diagonal take a few iterations; all else is one product."""
     net = MaskedAutoregressiveNetwork(64, (128,), seed=0)

@@ -218,6 +218,7 @@ def test_xla_equals_eager_in_float32(module):
     compiled_equals_eager(module, jit_compile=True, batches=[4], dtype=tf.float32, tolerance=2e-4)
 
 
+@pytest.mark.slow
 @each_representative
 @pytest.mark.usefixtures('optimized_graphs')
 def test_graph_equals_eager(module):
@@ -295,6 +296,7 @@ class TestConsistency(absltest.TestCase, test_util.VectorDistributionTestHelpers
     def assertAllClose(self, actual, expected, rtol, atol):  # noqa: N802
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
 
+    @pytest.mark.slow
     def test_samples_agree_with_log_prob(self):
         flags.FLAGS.mark_as_parsed()  # TFP reads a seed from them
         for module in POSTERIORS:

@@ -9,6 +9,9 @@ import tensorflow_probability as tfp
 import tfp_iaf
 from tests.flows import FLOWS, each_kind, normal, perturb, raises, tfd
 
+# To trace and to compile takes seconds.
+pytestmark = pytest.mark.slow
+
 ROWS = 2
 
 
@@ -94,28 +97,24 @@ class Case:
 SOME = ['gated_context', 'fixed_point', 'image']
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', SOME)
 @pytest.mark.parametrize('construct', ['map_fn', 'scan', 'cond'])
 def test_in_a_graph(name, construct):
     Case(name).check(construct)
 
 
-@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize('construct', ['while_loop', 'vectorized_map'])
 def test_every_kind_of_flow_in_a_graph(flow, construct):
     Case(flow.name).check(construct)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', SOME)
 @each_construct
 def test_eagerly(name, construct):
     Case(name).check(construct, eager=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', ['gated_context', 'fixed_point'])
 @each_construct
 def test_under_xla(name, construct):
@@ -228,7 +227,6 @@ def _no_u_turn(target):
     return tfp.mcmc.NoUTurnSampler(target, 0.1, max_tree_depth=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('kernel', 'inverse', 'jit_compile'),
     [

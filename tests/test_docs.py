@@ -61,6 +61,7 @@ def elsewhere(tmp_path, monkeypatch):
     tf_keras.mixed_precision.set_global_policy(policies[1])
 
 
+@pytest.mark.slow
 @each_page([name for name, text in TEXTS.items() if any(python_blocks(text))])
 def test_code_runs(name, elsewhere):
     namespace = {'__name__': re.sub(r'\W', '_', name.removesuffix('.md'))}

@@ -169,6 +169,7 @@ def _second_derivatives(function, row):
     return outer.gradient(first, row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
 @pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
 def test_second_derivative_in_a_vectorized_map(make, in_function):
@@ -188,6 +189,7 @@ def test_second_derivative_in_a_vectorized_map(make, in_function):
     np.testing.assert_allclose(actual, _second_derivatives(unrolled, y), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
 def test_function_traced_before_a_vectorized_map_has_no_wrong_gradient_there(make):
     """Its gradient by a tape inside is right; one outside would go through a graph that has lost its own gradient."""

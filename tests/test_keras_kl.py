@@ -105,6 +105,7 @@ def test_one_evaluation_of_each_network_with_its_gradient(kit, compiled, network
     assert np.isfinite(loss) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
+@pytest.mark.slow
 @each_compiled_kit
 def test_any_number_of_rows(kit, jit_compile):
     """Without any, the loss is zero, its gradients are too, and the metric stays as it was."""

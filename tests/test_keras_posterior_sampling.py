@@ -196,6 +196,7 @@ def test_fit(kit, jit_compile):
     assert all(np.any(w.numpy() != b) for w, b in zip(model.trainable_weights, before, strict=True))
 
 
+@pytest.mark.slow
 @each_kit
 @pytest.mark.parametrize('path', ['model.keras', 'model.h5', 'model'])
 def test_model_comes_back(kit, path, tmp_path):

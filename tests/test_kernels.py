@@ -86,6 +86,7 @@ def test_product_and_derivatives_are_those_of_the_masked_matrix(drawn):
     assert_all_close(derivatives(in_blocks(kernel, num_blocks), values, weights), expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=5)  # TensorFlow traces each
 @hypothesis.given(_kernels_and_blocks())
 def test_derivatives_in_forward_mode_are_those_of_the_masked_matrix(drawn):
@@ -182,6 +183,7 @@ def test_blocks_without_units(units, jit_compile, dtype):
     assert_all_close(compiled(), values_and_gradients(dense(kernel)), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [[5], [2, 3]], ids=str)
 @pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
 def test_step_of_a_network_with_blocks_without_units(shape, jit_compile):

@@ -138,6 +138,7 @@ overwritten = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @overwritten
 @pytest.mark.parametrize('method', ['assign', 'assign_sub'])
 @pytest.mark.parametrize('order', ['left-to-right', 'right-to-left', (2, 0, 3, 1)], ids=str)

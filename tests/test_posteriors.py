@@ -173,6 +173,7 @@ def test_one_point_against_a_batch_of_contexts():
     np.testing.assert_allclose(q.log_prob(z), q.log_prob(rows), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
 def test_unknown_batch_size(jit_compile):
     made = posterior()
@@ -253,6 +254,7 @@ def _gradient(way, made):
     return gradient
 
 
+@pytest.mark.slow
 @each_way
 @pytest.mark.parametrize('work', [_objective, _gradient])
 @pytest.mark.parametrize('mode', ['eager', 'graph', 'xla'])
@@ -283,6 +285,7 @@ def test_graph_of_the_gradient_has_no_more_matrix_products_than_by_hand(way):
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 @each_way
 @pytest.mark.parametrize('work', [_objective, _gradient])
 def test_xla_has_no_more_matrix_products_than_by_hand(way, work):
@@ -707,6 +710,7 @@ def test_arguments_are_checked_without_a_step(argument):
 # Batches without rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rows', [0, 4])
 @pytest.mark.parametrize('place', ['base', 'context', 'both', 'neither'])
 @pytest.mark.parametrize('num_flows', [0, 1])

@@ -75,6 +75,7 @@ def test_log_det_is_that_of_the_jacobian(flow, direction):
     np.testing.assert_allclose(getattr(bijector, DIRECTIONS[direction])(x), log_det, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @each_masked_step
 @pytest.mark.parametrize(('method', 'forbidden'), [('assign', 1.0), ('assign_sub', 1.0), ('assign', np.nan)])
 def test_overwritten_kernels_leave_the_jacobian_triangular(flow, method, forbidden):
@@ -132,6 +133,7 @@ def test_round_trip(flow, direction, dtype):
     np.testing.assert_allclose(log_det_again, -log_det, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @each_flow
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(st.floats(-4, 4), st.integers(0, 1000))
@@ -176,6 +178,7 @@ def _assert_gradients(tape, total, flow, owner, x, context):
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), name
 
 
+@pytest.mark.slow
 @each_flow
 @each_direction
 def test_gradients_equal_finite_differences(flow, direction):
@@ -205,6 +208,7 @@ def test_gradients_equal_finite_differences(flow, direction):
         np.testing.assert_allclose(tf.reduce_sum(gradient * along), expected, rtol=1e-6, atol=1e-7, err_msg=source.name)
 
 
+@pytest.mark.slow
 @each_flow
 @pytest.mark.parametrize('scale', [1e-10, 1e10])
 def test_gradients_of_log_prob_scale_with_the_objective(flow, scale):
@@ -220,6 +224,7 @@ def test_gradients_of_log_prob_scale_with_the_objective(flow, scale):
     assert_all_close(gradients(scale), gradients(1.0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['gated', 'chain', 'function', 'fixed_point'])
 @each_direction
 def test_persistent_tape_under_xla(name, direction):
@@ -238,6 +243,7 @@ def test_persistent_tape_under_xla(name, direction):
 # Shapes
 
 
+@pytest.mark.slow
 @each_flow
 @pytest.mark.parametrize(
     ('sample_shape', 'batch_shape'), [((2,), ()), ((2, 3), ()), ((), (2,)), ((2,), (2,)), ((2, 3), (2,))], ids=str

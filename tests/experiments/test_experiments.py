@@ -99,6 +99,7 @@ def test_wrong_settings(name, option, error):
 
 
 class TestInference:
+    @pytest.mark.slow
     def test_annealing_raises_the_target_to_a_growing_power(self, monkeypatch):
         """The target's density is e everywhere, and the learning rate 0: the losses show what the power lacks to 1."""
         flat = types.SimpleNamespace(event_shape=[2], bijector=None, log_density=lambda z: 1.0 + 0.0 * z[..., 0])
@@ -118,6 +119,7 @@ class TestInference:
         assert figures[0]['kl'] == pytest.approx(inference.TARGETS['funnel'].mean_field_kl, abs=0.05)
         assert -4 * figures[2]['standard_error'] < figures[2]['kl'] < 0.1
 
+    @pytest.mark.slow
     def test_samples_agree_with_the_density_that_is_drawn(self):
         settings = inference.Settings('U4', depth=1, activation='tanh', steps=20, evaluation_samples=2000)
         figures, q = inference.run(runs.Store('nowhere'), settings)

@@ -22,6 +22,7 @@ def compiled(settings, image_shape=(8, 8, 1), steps_per_epoch=1):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('posterior', 'sampled_kl'),
     [('diagonal', True), ('full covariance', False), ('IAF', False), ('blog', True)],
