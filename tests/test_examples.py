@@ -33,12 +33,12 @@ each_example = pytest.mark.parametrize('path', sorted(EXAMPLES.glob('[!_]*.py'))
 @each_example
 def test_runs_alone(path, tmp_path):
     shutil.copy(path, tmp_path)
-    # Keras finds no data set here. One thread, since the tests may run in several processes.
-    environment = {'KERAS_HOME': str(tmp_path / 'keras'), 'TF_NUM_INTRAOP_THREADS': '1', 'TF_NUM_INTEROP_THREADS': '1'}
+    # Keras finds no data set there, and tests in several processes do not fight over cores.
+    environment = {'KERAS_HOME': str(tmp_path / 'keras'), 'TF_NUM_INTRAOP_THREADS': '1', 'MPLBACKEND': 'agg'}
     process = subprocess.run(
         [sys.executable, path.name, '--quick', '--output_dir=out'],
         cwd=tmp_path,
-        env={**os.environ, **environment, 'MPLBACKEND': 'agg'},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=600,
