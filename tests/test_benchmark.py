@@ -71,7 +71,7 @@ class TestReport:
         table = report.ratio_table(measured)
         assert list(table) == ['work', 'size', 'compared', '/ own_sample', '/ TFP', '/ zuko']
         assert table['/ TFP'].tolist() == ['0.5 (0.5-0.5)', '']
-        assert report.time_table(measured)['ms'][1] == '3e+03 (2.5e+03-3.5e+03)'
+        assert report.time_table(measured)['ms'][1] == '3000 (2500-3500)'
 
     def test_nobody_to_compare_with(self):
         assert report.ratio_table(measurements(tfp_iaf_xla=[1.0])).empty
@@ -115,7 +115,7 @@ def test_networks_have_the_same_kernels(name, size):
         pytest.param(name, size, work, id=f'{name}-{size}-{work}')
         for name in IN_TENSORFLOW
         for size in (CHAIN, SURROGATE, MANY)
-        for work in ('sample', 'sample_adam', 'log_prob', 'log_prob_gradient')
+        for work in ('sample', 'sample_adam', 'log_prob')
         if cases.does(name, size, work)
     ],
 )
@@ -179,7 +179,7 @@ def test_run(tmp_path):
     """The command, beside a checkout of another version."""
     shutil.copytree(ROOT / 'tfp_iaf', tmp_path / 'other' / 'tfp_iaf')
     (tmp_path / 'other' / 'tfp_iaf' / '_version.py').write_text("__version__ = '0.0.0'\n")
-    command = '-m benchmark --quick --works sample_adam log_prob vae_step --beside other own_sample TFP no_flow'
+    command = '-m benchmark --quick --works log_prob vae_step --beside other own_sample no_flow'
     done = subprocess.run(
         [sys.executable, *command.split(), '--other', tmp_path / 'other', '--output-dir', tmp_path],
         cwd=ROOT / 'examples',
@@ -189,7 +189,7 @@ def test_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = pd.read_csv(tmp_path / 'results.csv')
-    beside = {'sample_adam': {'TFP'}, 'log_prob': {'own_sample', 'TFP'}, 'vae_step': {'no_flow'}}
+    beside = {'log_prob': {'own_sample'}, 'vae_step': {'no_flow'}}
     expected = {work: {'tfp_iaf', 'other', *names} for work, names in beside.items()}
     assert rows.groupby('work').implementation.apply(set).to_dict() == expected
     assert all(0 < seconds < math.inf for seconds in rows.seconds)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 LEARNING_RATE = 1e-3  # of every Adam
-
 WORKS = {
     'sample': 'sample and log q',
     'sample_gradient': 'sample and log q, gradient',
@@ -110,10 +109,7 @@ def does(name: str, size: Size, work: str) -> bool:
 
 
 def mode_of(name: str, work: str, mode: str) -> str | None:
-    """Returns the mode of an implementation where TensorFlow has this one, or `None`.
-
-    PyTorch runs as its users run it, without a compiler, and JAX as its users do, with XLA.
-    """
+    """Returns an implementation's mode where TensorFlow has this one: PyTorch has no compiler here, and JAX has XLA."""
     if name in ('Pyro', 'zuko'):
         return 'torch' if mode in ('eager', 'graph', 'xla') else None
     if name in ('flowjax', 'NumPyro'):
@@ -137,7 +133,6 @@ def _sizes(shapes: Sequence[str], *batches: int, rest: str = '') -> list[str]:
 CHAINS = ('32x320x4', '32x1920x2', '256x1024x2')
 SURROGATES = ('10x32x2', '100x100x2', '500x500x2')
 OURS = ('tfp_iaf', 'other', 'own_sample')
-
 SUITES = {
     'chains': [Part(_sizes(CHAINS, 1, 16, 100), SAMPLES, ('graph', 'xla', 'eager'))],
     'surrogates': [Part(_sizes(SURROGATES, 1, 16, 100, rest='x0'), SAMPLES[1:])],

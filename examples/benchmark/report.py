@@ -1,5 +1,6 @@
 """Tables of the measurements, of which each is a row: work, size, implementation, mode, round, seconds, nodes."""
 
+import numpy as np
 import pandas as pd
 
 from benchmark.cases import NAMES
@@ -11,11 +12,13 @@ CASE = ['work', 'size', 'compared']
 
 def spread(values: pd.api.typing.SeriesGroupBy) -> pd.DataFrame:
     """Returns the median and the quartiles of each group."""
-    return values.quantile([0.5, 0.25, 0.75]).unstack().set_axis(['median', 'low', 'high'], axis=1)
+    return pd.DataFrame({'median': values.median(), 'low': values.quantile(0.25), 'high': values.quantile(0.75)})
 
 
 def _as_text(spreads: pd.DataFrame) -> pd.Series:
-    return spreads.apply(lambda row: '{median:.3g} ({low:.3g}-{high:.3g})'.format(**row), axis=1)
+    # Three digits, and no exponents.
+    rows = [[np.format_float_positional(x, 3, False, False, '-') for x in row] for row in spreads.to_numpy()]
+    return pd.Series(['{} ({}-{})'.format(*row) for row in rows], spreads.index, dtype=str)
 
 
 def time_table(measured: pd.DataFrame) -> pd.DataFrame:

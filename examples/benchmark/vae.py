@@ -18,8 +18,7 @@ def make_step(name: str, size: Size, mode: str) -> Step:
     inputs = [keras.layers.Dense(size.event)(hidden) for _ in range(2)]
     if name != 'no_flow':
         inputs.append(keras.layers.Dense(size.context, activation='elu')(hidden))
-    num_flows = 0 if name == 'no_flow' else size.flows
-    hidden, _ = package.keras.IAFSampling(num_flows, (size.hidden, size.hidden), seed=0)(inputs)
+    hidden, _ = package.keras.IAFSampling(0 if name == 'no_flow' else size.flows, [size.hidden] * 2, seed=0)(inputs)
     for _ in range(2):
         hidden = keras.layers.Dense(300, activation='elu')(hidden)
     model = keras.Model(images, keras.layers.Dense(784)(hidden))
