@@ -6,7 +6,7 @@ import re
 import shutil
 
 # Run with `--quick`, since by default they take more than two minutes.
-QUICK = ('distributed_vae', 'keras_vae')
+QUICK = ('distributed_vae', 'keras_vae', 'plain_swap')
 
 DOCS = pathlib.Path(__file__).parent
 EXAMPLES = DOCS / '_build' / 'examples'
