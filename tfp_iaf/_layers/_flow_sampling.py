@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_iaf._checks import checked_size
+from tfp_iaf._compat import AutoTrackable
 from tfp_iaf._layers._inputs import checked_input
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._random import random_generator
@@ -38,7 +39,7 @@ class FlowSamplingLayer(SamplingLayer):
         self._kernel: Any = None
         self._bias: Any = None
         # Where tf.train.Checkpoint finds the weights in Keras 3.
-        self._variables = tf.__internal__.tracking.AutoTrackable()
+        self._variables = AutoTrackable()
 
     def _initial_values(self, size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         raise NotImplementedError
