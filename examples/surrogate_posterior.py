@@ -88,9 +88,9 @@ exact = {
 # %%
 # Two posteriors of each
 # ----------------------
-# The builders take the same arguments. TFP's own loop fits either. Of new samples of q, the mean of log p - log q is
-# the ELBO; the mean of p/q, the importance weights, is the evidence; and the effective sample size says how far to
-# trust it. The difference between :math:`\log Z` and the ELBO is KL(q ‖ p).
+# Either builder takes the shapes and supports of the model's parts, and TFP's own loop fits either posterior. New samples
+# of q judge it: the mean of log p - log q is the ELBO, the mean of the importance weights p/q is the evidence, and the
+# effective sample size says how far to trust it. The difference between :math:`\log Z` and the ELBO is KL(q ‖ p).
 
 samples = {}
 print(f'{"model":15}{"q":12}{"ELBO":>18}{"log Z from weights":>22}{"true log Z":>13}{"effective samples":>20}')
