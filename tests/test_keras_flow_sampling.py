@@ -21,8 +21,8 @@ LAYERS = {
 each_layer = pytest.mark.parametrize('name', LAYERS)
 
 
-def make_layer(kit, name, num_flows=2, **kwargs):
-    cls, own = LAYERS[name]
+def make_layer(kit, kind, num_flows=2, **kwargs):
+    cls, own = LAYERS[kind]
     return getattr(MODULES[kit], cls)(num_flows, **own, **kwargs)
 
 
