@@ -88,7 +88,7 @@ exact = {
 # %%
 # Two posteriors of each
 # ----------------------
-# Either builder takes the shapes and supports of the model's parts, and TFP's own loop fits either posterior. New samples
+# Either builder takes the shapes and supports of the model's parts, and TFP's own loop fits either posterior. Samples
 # of q judge it: the mean of log p - log q is the ELBO, the mean of the importance weights p/q is the evidence, and the
 # effective sample size says how far to trust it. The difference between :math:`\log Z` and the ELBO is KL(q ‖ p).
 

@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT / 'examples'))
 from benchmark import cases, flows, packages, peers, profile, report, steps, timing  # noqa: E402
 from benchmark.cases import Size  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CHAIN, SURROGATE, MANY = Size(4, 8, 2, 5, 3), Size(4, 8, 2, 5, 0), Size(4, 8, 2, 5, 3, 2)
 IN_TENSORFLOW = [name for name in cases.NAMES if name not in (*peers.PEERS, 'other')]
 

@@ -21,6 +21,7 @@ def masked_gradients(log_prob, sources):
     return values, tape.gradient(total, sources)
 
 
+@pytest.mark.slow
 @each_flow
 @pytest.mark.parametrize('bad', [np.inf, np.nan, 1e200])
 def test_a_row_masked_out_leaves_every_gradient_finite(flow, bad):

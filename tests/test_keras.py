@@ -31,6 +31,7 @@ each_model = pytest.mark.parametrize('make', [functional_model, SubclassedModel]
 # Training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('make', 'jit_compile'),
     [(lambda: functional_model(num_flows=1), True), (SubclassedModel, 'auto')],

@@ -114,6 +114,7 @@ def test_one_row_for_all_and_groups_of_free_bits(kit):
     np.testing.assert_allclose(sum(flow.losses), np.sum(np.maximum(by_entry, 1.5)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_compiled_kit
 @pytest.mark.parametrize('make', ['functional'], indirect=True)
 def test_fit_trains_the_prior(kit, make, jit_compile):
@@ -160,6 +161,7 @@ def test_weights_file(kit, make, tmp_path):
         np.testing.assert_array_equal(first.numpy(), second.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', ['model.h5', 'model'], ids=['h5', 'saved_model'])
 def test_formats_of_tf_keras(path, tmp_path):
     model = conditional_model(K2)

@@ -10,6 +10,8 @@ import tfp_iaf.tf_keras
 from tests.flows import normal, raises, tfd
 from tests.keras_models import CONTEXT, FEATURES, K2, K3, LATENT, assert_equal, data, each_kit
 
+pytestmark = pytest.mark.slow
+
 MODULES = {K3: tfp_iaf.keras, K2: tfp_iaf.tf_keras}
 LAYERS = {
     'planar': ('PlanarSampling', {}),
