@@ -46,7 +46,7 @@ gallery_settings.collect_examples()
 sphinx_gallery_conf = {
     'examples_dirs': str(gallery_settings.EXAMPLES),
     'gallery_dirs': 'gallery',
-    'filename_pattern': r'\.py$',  # runs all of them
+    'filename_pattern': rf'/(?!{"|".join(gallery_settings.NOT_RUN)})\w+\.py$',
     'within_subsection_order': 'FileNameSortKey',
     'reset_argv': 'gallery_settings.command_line',
     'capture_repr': (),

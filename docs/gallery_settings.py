@@ -6,7 +6,17 @@ import re
 import shutil
 
 # Run with `--quick`, since by default they take more than two minutes.
-QUICK = ('distributed_vae', 'keras_vae', 'plain_swap')
+QUICK = ('keras_vae', 'plain_swap')
+# Not run: it splits the CPU before TensorFlow does anything else, and all examples share a process.
+NOT_RUN = ('distributed_vae',)
+_NOTES = {
+    **dict.fromkeys(
+        QUICK, 'This page shows a run with ``--quick``. By default the example takes longer and ends better.'
+    ),
+    **dict.fromkeys(
+        NOT_RUN, 'This page shows no output: the example sets up devices, which needs a process of its own.'
+    ),
+}
 
 DOCS = pathlib.Path(__file__).parent
 EXAMPLES = DOCS / '_build' / 'examples'
@@ -32,7 +42,7 @@ def command_line(gallery_conf: object, script_vars: dict[str, str]) -> list[str]
 
 
 def add_note(app: object, page: str, source: list[str]) -> None:
-    """Says on the page of an example if it was run with `--quick`."""
-    if page.removeprefix('gallery/') in QUICK:
-        note = '.. note:: This page shows a run with ``--quick``. By default the example takes longer and ends better.'
-        source[0] = re.sub(r'(\n={3,}\n)', rf'\1\n{note}\n', source[0], count=1)
+    """Says on the page of an example how it was run, if not as a reader would run it."""
+    note = _NOTES.get(page.removeprefix('gallery/'))
+    if note:
+        source[0] = re.sub(r'(\n={3,}\n)', rf'\1\n.. note:: {note}\n', source[0], count=1)
