@@ -6,15 +6,15 @@ import re
 import shutil
 
 # Run with `--quick`, since by default they take more than two minutes.
-QUICK = ('keras_vae', 'plain_swap')
-# Not run: it splits the CPU before TensorFlow does anything else, and all examples share a process.
-NOT_RUN = ('distributed_vae',)
+QUICK = ('keras_vae',)
+# Not run: they set up devices or threads before TensorFlow does anything else, and all examples share a process.
+NOT_RUN = ('distributed_vae', 'plain_swap')
 _NOTES = {
     **dict.fromkeys(
         QUICK, 'This page shows a run with ``--quick``. By default the example takes longer and ends better.'
     ),
     **dict.fromkeys(
-        NOT_RUN, 'This page shows no output: the example sets up devices, which needs a process of its own.'
+        NOT_RUN, 'This page shows no output: the example sets up devices or threads, in a process of its own.'
     ),
 }
 
