@@ -88,9 +88,9 @@ exact = {
 # %%
 # Two posteriors of each
 # ----------------------
-# Either builder takes the shapes and supports of the model's parts, and TFP's own loop fits either posterior. Samples
-# of q judge it: the mean of log p - log q is the ELBO, the mean of the importance weights p/q is the evidence, and the
-# effective sample size says how far to trust it. The difference between :math:`\log Z` and the ELBO is KL(q ‖ p).
+# Either builder takes the shapes and supports of the model's parts, and TFP's own loop fits either posterior. New
+# samples of q judge it: the mean of log p - log q is the ELBO, the mean of the importance weights p/q is the evidence,
+# and the effective sample size says how far to trust that. KL(q ‖ p) is :math:`\log Z` less the ELBO.
 
 samples = {}
 print(f'{"model":15}{"q":12}{"ELBO":>18}{"log Z from weights":>22}{"true log Z":>13}{"effective samples":>20}')
