@@ -82,10 +82,10 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site, with warnings as errors; its pages must not need a network."""
+    """The site, with warnings as errors; its pages must not need a network. What stands after `--` is for Sphinx."""
     session.install('-e', '.[docs]')
     site = pathlib.Path('docs', '_build', 'html')
-    session.run('sphinx-build', '-q', '-W', '--keep-going', '-b', 'html', 'docs', str(site))
+    session.run('sphinx-build', '-q', '-W', '--keep-going', '-b', 'html', *session.posargs, 'docs', str(site))
     pages = sorted(str(page) for page in site.rglob('*.html') if NETWORK_LINK.search(page.read_text(encoding='utf-8')))
     if pages:
         session.error(f'These pages need a network: {", ".join(pages)}')

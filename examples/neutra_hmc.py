@@ -34,7 +34,7 @@ parser.add_argument('--quick', action='store_true', help='a few steps, to see th
 parser.add_argument('--output_dir', type=pathlib.Path, default='results/neutra_hmc', help='where figures go')
 parser.add_argument('--gradients', type=int, default=320000, help='gradients for each sampler')
 args = parser.parse_args([] if 'ipykernel' in sys.modules else None)
-num_fit_steps, num_gradients = (50, 3200) if args.quick else (2000, args.gradients)
+num_fit_steps, num_gradients = (50, 48000) if args.quick else (2000, args.gradients)
 num_chains = 16
 tf.config.experimental.enable_tensor_float_32_execution(False)  # on a GPU too coarse for MCMC, as TFP warns
 
