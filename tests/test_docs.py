@@ -22,7 +22,7 @@ PAGES = [
     *sorted(page for page in DOCS.rglob('*.md') if '_build' not in page.parts),
 ]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding='utf-8') for page in PAGES}
-FIGURES = sorted(path for path in DOCS.rglob('*.png') if '_build' not in path.parts)
+FIGURES = sorted(path for path in DOCS.rglob('*.png') if not {'_build', 'gallery'} & set(path.parts))
 # Of pages that take more than about ten seconds.
 SLOW = ('docs/quickstart.md',)
 

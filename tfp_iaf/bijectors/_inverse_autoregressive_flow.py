@@ -48,7 +48,7 @@ class InverseAutoregressiveFlow(ElementwiseBijector):
     a tape that did not see how it was made. A `tfb.Chain` of your own notices neither: if a sample z is older than an
     assignment, or than the tape, use `q.log_prob(tf.identity(z))`. For the gradient of log q(z) with respect to a
     sample z, also take `z = tf.identity(z)` first: the density of a cached sample is a function of what made it, and
-    not of z. The troubleshooting page says what else the cache does not see.
+    not of z. The FAQ says what else the cache does not see.
 
     Args:
         network: `network(x)` or `network(x, context)` returns the parameters, `[..., *event_shape, P]`, autoregressive
