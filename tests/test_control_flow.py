@@ -234,7 +234,6 @@ def _no_u_turn(target):
         (_hamiltonian, 'auto', True),
         (_hamiltonian, 'fixed_point', True),
         (_no_u_turn, 'auto', False),
-        (_no_u_turn, 'fixed_point', False),
     ],
 )
 def test_autobatched_model_under_mcmc(kernel, inverse, jit_compile):

@@ -63,7 +63,7 @@ def test_a_context_that_is_not_finite_is_masked_out(flow):
 
 @pytest.mark.slow
 @each_inverse
-@pytest.mark.parametrize('bad', [np.inf, np.nan, 1e30, 3e38])
+@pytest.mark.parametrize('bad', [np.inf, 1e30])
 @pytest.mark.parametrize('jit_compile', [None, False, True], ids=['eager', 'graph', 'xla'])
 def test_rows_masked_out_of_a_posterior_in_float32(inverse, bad, jit_compile):
     made = tfp_iaf.IAFPosterior(2, 2, (16,), transform='affine', inverse=inverse, seed=0)
