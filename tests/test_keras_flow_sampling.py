@@ -90,8 +90,7 @@ def test_parameters_are_those_of_the_row(kit, name):
 
 @each_kit
 @each_layer
-@pytest.mark.parametrize('with_context', [True, False])
-@pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
+@pytest.mark.parametrize(('with_context', 'jit_compile'), [(True, False), (False, True)], ids=['graph', 'xla'])
 def test_fit_changes_every_weight(kit, name, with_context, jit_compile):
     model = make_model(kit, name, with_context)
     before = [weight.numpy() for weight in model.trainable_weights]
