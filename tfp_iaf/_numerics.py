@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-__all__ = ['bound', 'is_in_range', 'nan_unless']
+__all__ = ['are_in_range', 'bound', 'is_in_range', 'nan_unless']
 
 
 def nan_unless(condition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
@@ -32,3 +32,13 @@ def bound(dtype: tf.DType) -> float:
 def is_in_range(value: tf.Tensor) -> tf.Tensor:
     """Tells which entries are finite and small enough for a network to be evaluated at them."""
     return tf.abs(value) < bound(value.dtype)
+
+
+def are_in_range(value: tf.Tensor, event_ndims: int = 1) -> tf.Tensor:
+    """Tells which events are in range as a whole, with axes of size 1 in the place of their own.
+
+    >>> are_in_range(tf.constant([[1., 2.], [1., 1e30]])).numpy().tolist()
+    [[True], [False]]
+    """
+    in_range = is_in_range(value)
+    return tf.reduce_all(in_range, axis=list(range(-event_ndims, 0)), keepdims=True) if event_ndims else in_range

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfp_iaf import _compat
 from tfp_iaf._caching import CachedBijector, Dependencies
 from tfp_iaf._checks import checked_dtype, checked_event, checked_tensor
-from tfp_iaf._numerics import is_in_range, nan_unless
+from tfp_iaf._numerics import are_in_range, nan_unless
 
 __all__ = ['VectorFlow', 'common_dtype', 'last_size', 'positive']
 
@@ -131,7 +131,6 @@ def _broadcast(argument: str, lead: tf.TensorShape, batch: tf.TensorShape) -> tf
 
 
 def _zero_unless_in_range(value: tf.Tensor, event_ndims: int) -> tuple[tf.Tensor, tf.Tensor]:
-    axes = list(range(-event_ndims, 0))
-    in_range = tf.reduce_all(is_in_range(value), axis=axes, keepdims=True) if axes else is_in_range(value)
+    in_range = are_in_range(value, event_ndims)
     finite = tf.where(in_range, value, tf.zeros([], value.dtype))
-    return finite, tf.squeeze(in_range, axes) if axes else in_range
+    return finite, tf.squeeze(in_range, list(range(-event_ndims, 0))) if event_ndims else in_range

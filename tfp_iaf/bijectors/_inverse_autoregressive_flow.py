@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfp_iaf import _compat, transforms
 from tfp_iaf._caching import Dependencies, ElementwiseBijector
 from tfp_iaf._checks import check_batches, checked_context, checked_event, checked_size
-from tfp_iaf._numerics import is_in_range, nan_unless
+from tfp_iaf._numerics import are_in_range, is_in_range, nan_unless
 from tfp_iaf._shapes import lead_of, reshaped
 from tfp_iaf.inversion import inverted
 from tfp_iaf.networks import Network
@@ -200,7 +200,7 @@ class InverseAutoregressiveFlow(ElementwiseBijector):
         # In the network, an entry out of range would reach the gradients of weights even if a mask keeps its event out
         # of the loss, since zero times NaN is NaN.
         is_known = is_in_range(x)
-        finite, finite_context = tf.where(is_known, x, tf.zeros([], x.dtype)), context
+        finite = tf.where(is_known, x, tf.zeros([], x.dtype))
         finite_context, of_context = self._finite_context(context, self._event_ndims)
         is_known &= of_context
         with self._finding_variables() as tape:
@@ -219,12 +219,11 @@ class InverseAutoregressiveFlow(ElementwiseBijector):
         context = tf.convert_to_tensor(context)
         if not context.dtype.is_floating:
             return context, True
-        is_known = is_in_range(context)
+        is_known = are_in_range(context, self._context_ndims)
         finite = tf.where(is_known, context, tf.zeros([], context.dtype))
-        known_events = tf.reduce_all(is_known, axis=list(range(-self._context_ndims, 0)), keepdims=True)
         if self._context_ndims != event_ndims:
-            known_events = reshaped(known_events, lead_of(known_events, self._context_ndims), [1] * event_ndims)
-        return finite, known_events
+            is_known = reshaped(is_known, lead_of(is_known, self._context_ndims), [1] * event_ndims)
+        return finite, is_known
 
     def _finding_variables(self) -> Any:
         """Returns a tape that finds the variables of a network which does not tell them."""

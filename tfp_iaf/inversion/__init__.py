@@ -8,11 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfp_iaf._numerics import nan_unless
+from tfp_iaf._numerics import are_in_range, nan_unless
 from tfp_iaf._shapes import event_sizes, lead_of, reshaped
 from tfp_iaf.inversion._blockwise import blockwise
 from tfp_iaf.inversion._fixed_point import fixed_point
-from tfp_iaf.inversion._iteration import are_in_range, largest, round_off
+from tfp_iaf.inversion._iteration import largest, round_off
 from tfp_iaf.transforms import Transform
 
 __all__ = ['blockwise', 'fixed_point', 'inverted']

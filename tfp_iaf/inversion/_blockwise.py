@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import _compat
+from tfp_iaf._numerics import are_in_range
 from tfp_iaf._shapes import rows_of
 from tfp_iaf.inversion._implicit import first_order_only, guarded, refuse_forward_mode
-from tfp_iaf.inversion._iteration import are_in_range, confined, iterated, largest, sizes
+from tfp_iaf.inversion._iteration import confined, iterated, largest, sizes
 from tfp_iaf.networks._base import MaskedLayers
 from tfp_iaf.networks._kernels import gather, product
 from tfp_iaf.transforms import Transform

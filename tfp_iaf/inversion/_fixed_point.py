@@ -7,8 +7,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfp_iaf import _compat
+from tfp_iaf._numerics import are_in_range
 from tfp_iaf.inversion._implicit import first_order_only, guarded
-from tfp_iaf.inversion._iteration import are_in_range, iterated, largest, sizes
+from tfp_iaf.inversion._iteration import iterated, largest, sizes
 from tfp_iaf.transforms import Transform
 
 __all__ = ['fixed_point']

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import _compat
-from tfp_iaf._numerics import bound, is_in_range
+from tfp_iaf._numerics import bound
 
-__all__ = ['are_in_range', 'confined', 'iterated', 'largest', 'round_off', 'sizes']
+__all__ = ['confined', 'iterated', 'largest', 'round_off', 'sizes']
 
 
 def round_off(dtype: tf.DType) -> float:
@@ -26,11 +26,6 @@ def confined(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """
     limit = bound(x.dtype) * tf.maximum(scale, 1)
     return tf.clip_by_value(tf.where(tf.math.is_nan(x), tf.zeros([], x.dtype), x), -limit, limit)
-
-
-def are_in_range(x: tf.Tensor) -> tf.Tensor:
-    """Tells which events, `[..., 1]`, are in range as a whole."""
-    return tf.reduce_all(is_in_range(x), axis=-1, keepdims=True)
 
 
 def largest(x: tf.Tensor) -> tf.Tensor:
