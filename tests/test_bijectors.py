@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tests.flows import Counted, Shift, count_ops, jacobian, normal, permitted, perturb, raises, tfb, tfd
 from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
@@ -39,6 +40,19 @@ def test_context_of_the_call_comes_before_that_of_the_step():
     step = InverseAutoregressiveFlow(net, context=context2)
     np.testing.assert_array_equal(step.forward(x3, context=other), expected)
     assert np.all(step.forward(x3) != expected)
+
+
+def test_deferred_context_gets_gradients_through_cached_results():
+    variable = tf.Variable(context2)
+    step = InverseAutoregressiveFlow(network(context_shape=2), context=tfp.util.DeferredTensor(variable, tf.tanh))
+    with tf.GradientTape(persistent=True) as tape:
+        y = step.forward(x3)
+        first = step.inverse_log_det_jacobian(y)
+        cached = step.inverse_log_det_jacobian(y)
+    np.testing.assert_array_equal(tape.gradient(cached, variable), tape.gradient(first, variable))
+    assert np.any(tape.gradient(cached, variable))
+    variable.assign_add(tf.ones_like(variable))
+    assert np.any(step.inverse(y) != x3)
 
 
 @pytest.mark.parametrize('method', ['forward', 'inverse', 'forward_log_det_jacobian', 'inverse_log_det_jacobian'])

@@ -21,10 +21,21 @@ class Dependencies:
     Variables that a Keras 3 model holds, but would not train, are an error.
 
     The values share memory with the variables until those are assigned to, which copies them if they are still needed.
+
+    Args:
+        sources: Variables, objects that have variables, and tensors. Anything else counts as constant.
     """
 
-    def __init__(self, variables: Iterable[Any], tensors: Iterable[tf.Tensor] = ()) -> None:
-        self._variables, self._tensors = tuple(variables), tuple(tensors)
+    def __init__(self, sources: Iterable[Any]) -> None:
+        self._variables: list[Any] = []
+        self._tensors: list[tf.Tensor] = []
+        for source in sources:
+            if isinstance(source, tf.Variable):
+                self._variables.append(source)
+            elif hasattr(source, 'variables'):  # before tensors: a tfp.util.DeferredTensor counts as one
+                self._variables.extend(() if callable(source.variables) else source.variables)
+            elif tf.is_tensor(source):
+                self._tensors.append(source)
         check_keras_tracks(self._variables)
         # In a graph there are no values, but the operations that assign to the variables can be counted.
         self._values = self._read() if tf.executing_eagerly() else None

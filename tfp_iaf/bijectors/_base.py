@@ -88,15 +88,7 @@ class VectorFlow(CachedBijector):
         return finite, values, is_known
 
     def _attributes(self, log_det: tf.Tensor) -> dict[str, Any]:
-        variables, tensors = [], []
-        for value in self._tensors.values():
-            if isinstance(value, tf.Variable):
-                variables.append(value)
-            elif isinstance(value, tf.Module):  # which may count as a tensor
-                variables.extend(value.variables)
-            else:
-                tensors.append(value)
-        return {'ildj': -log_det, 'dependencies': Dependencies(variables, tensors)}
+        return {'ildj': -log_det, 'dependencies': Dependencies(self._tensors.values())}
 
 
 def positive(x: tf.Tensor) -> tf.Tensor:

@@ -257,13 +257,11 @@ class InverseAutoregressiveFlow(ElementwiseBijector):
         # Asked of the network: the search that tf.Module would make through the bijector, at every call, takes as long
         # as a small network.
         found = tape.watched_variables() if tape is not None else ()
-        variables = (*_variables_of(self._network), *found, *_variables_of(context))
-        tensors = [context] if tf.is_tensor(context) and not isinstance(context, tf.Variable) else []
         axes = list(range(-self._event_ndims, 0))
         return {
             'ildj': -tf.reduce_sum(log_derivatives, axis=axes) if axes else -log_derivatives,
             'log_derivatives': log_derivatives,
-            'dependencies': Dependencies(variables, tensors),
+            'dependencies': Dependencies([self._network, *found, context]),
         }
 
     def _context_of(
@@ -322,10 +320,3 @@ def check_inverse(inverse: Any) -> None:
 
 def _sizes(shape: tf.TensorShape) -> str:
     return ', '.join('?' if size is None else str(size) for size in shape)
-
-
-def _variables_of(source: Any) -> tuple[Any, ...]:
-    if isinstance(source, tf.Variable):
-        return (source,)
-    variables = getattr(source, 'variables', ())
-    return () if callable(variables) else tuple(variables)

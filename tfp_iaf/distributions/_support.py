@@ -37,7 +37,7 @@ class LocScale(CachedBijector):
 
     def _attributes(self, scale: tf.Tensor) -> dict[str, Any]:
         log_scale = tf.math.log(scale)
-        dependencies = Dependencies([self._loc, self._scale.pretransformed_input])
+        dependencies = Dependencies([self._loc, self._scale])
         return {'ildj': -tf.reduce_sum(log_scale), 'log_derivatives': log_scale, 'dependencies': dependencies}
 
 
