@@ -407,6 +407,8 @@ def test_networks_of_ones_own():
         build_iaf_surrogate_posterior({'a': [2], 'b': [2]}, networks=networks)
     with raises(ValueError, 'networks', 'hidden_units'):
         build_iaf_surrogate_posterior([5], hidden_units=(8,), networks=networks)
+    with raises(ValueError, 'num_flows', '3', 'beside networks'):
+        build_iaf_surrogate_posterior([5], num_flows=3, networks=networks)
 
 
 def test_without_flows_it_is_the_gaussian_sent_through_the_bijector():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,12 @@ from tfp_iaf.networks._base import signature_of
 from tfp_iaf.networks._masked import VariableFactory
 from tfp_iaf.transforms import Gated, Transform
 
-__all__ = ['IAFPosterior']
+__all__ = ['IAFPosterior', 'check_defaults']
 
 _DEFAULT_NAME = 'iaf_posterior'
+
+# Arguments that do not make networks.
+_BESIDE_NETWORKS = ('networks', 'transform', 'inverse', 'validate_args', 'name')
 
 
 class IAFPosterior(tf.Module):
@@ -125,7 +128,7 @@ class IAFPosterior(tf.Module):
         self._inverse, self._validate_args = inverse, validate_args
         self._context_shape: Any = None
         if networks is not None:
-            _check_defaults(arguments)
+            check_defaults(arguments, IAFPosterior, _BESIDE_NETWORKS)
             if not isinstance(networks, (list, tuple)) or not networks:
                 raise ValueError(f'networks: got {networks!r}, expected a list of networks, one per step.')
             self._transform = _transform_of(transform, len(networks))
@@ -249,10 +252,9 @@ def _transform_of(transform: str | Transform, num_flows: int) -> Transform:
     return Gated.near_identity(num_flows) if transform == 'gated' else transforms.get(transform)
 
 
-def _check_defaults(arguments: dict[str, Any]) -> None:
-    """Raises an error for an argument that networks which are there already would ignore."""
-    others = ('networks', 'transform', 'inverse', 'validate_args', 'name')
-    for name, parameter in inspect.signature(IAFPosterior).parameters.items():
+def check_defaults(arguments: Mapping[str, Any], function: Callable[..., Any], others: Sequence[str]) -> None:
+    """Raises an error for an argument, but for some others, that networks which are there already would ignore."""
+    for name, parameter in inspect.signature(function).parameters.items():
         if name not in others and arguments[name] is not parameter.default and arguments[name] != parameter.default:
             raise ValueError(
                 f'{name}: got {arguments[name]!r} beside networks, which are made already. Leave it out, or leave out '

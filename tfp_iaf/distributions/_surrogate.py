@@ -13,7 +13,7 @@ from tfp_iaf import _compat
 from tfp_iaf._checks import Activation
 from tfp_iaf.bijectors._chain import FlowChain
 from tfp_iaf.distributions._gaussian import gaussian
-from tfp_iaf.distributions._posterior import IAFPosterior
+from tfp_iaf.distributions._posterior import IAFPosterior, check_defaults
 from tfp_iaf.distributions._support import LocScale, support_of
 from tfp_iaf.networks import Network
 from tfp_iaf.transforms import Transform
@@ -22,6 +22,9 @@ __all__ = ['build_iaf_surrogate_posterior']
 
 # Of a hidden layer, by default: enough for a density of few entries to bend.
 _FEWEST_UNITS = 32
+
+# Arguments that do not make networks.
+_BESIDE_NETWORKS = ('event_shape', 'bijector', 'networks', 'transform', 'inverse', 'validate_args', 'name')
 
 
 def build_iaf_surrogate_posterior(
@@ -121,6 +124,8 @@ def build_iaf_surrogate_posterior(
     >>> sorted(z), z['scale'].shape, log_q.shape
     (['scale', 'x'], TensorShape([5]), TensorShape([5]))
     """
+    if networks is not None:
+        check_defaults(locals(), build_iaf_surrogate_posterior, _BESIDE_NETWORKS)
     shapes = _checked_shapes(event_shape)
     support = _checked_bijector(bijector, shapes)
     event_shapes = shapes
@@ -130,32 +135,22 @@ def build_iaf_surrogate_posterior(
     event_size = sum(sizes)
     if event_size == 0:
         raise ValueError(f'event_shape: got {event_shape!r}, which has no entry, expected at least one.')
-    if networks is not None:
-        if hidden_units is not None:
-            raise ValueError(
-                f'hidden_units: got {hidden_units!r} beside networks, which are made already. Leave it out.'
-            )
-        posterior = IAFPosterior(
-            networks=networks, transform=transform, inverse=inverse, validate_args=validate_args, name=name
-        )
-        if posterior.event_shape != [event_size]:
-            raise ValueError(
-                f'networks: got event_shape={posterior.event_shape.as_list()}, expected [{event_size}], the number of '
-                f'entries of an event before the bijector.'
-            )
-    else:
-        posterior = IAFPosterior(
-            event_size,
-            num_flows,
-            (max(event_size, _FEWEST_UNITS),) * 2 if hidden_units is None else hidden_units,
-            transform=transform,
-            activation=activation,
-            alternate_order=alternate_order,
-            inverse=inverse,
-            seed=seed,
-            dtype=_dtype_of(bijector) if dtype is None else dtype,
-            validate_args=validate_args,
-            name=name,
+    arguments: dict[str, Any] = {'networks': networks}
+    if networks is None:
+        arguments = {
+            'event_shape': event_size,
+            'num_flows': num_flows,
+            'hidden_units': (max(event_size, _FEWEST_UNITS),) * 2 if hidden_units is None else hidden_units,
+            'activation': activation,
+            'alternate_order': alternate_order,
+            'seed': seed,
+            'dtype': _dtype_of(bijector) if dtype is None else dtype,
+        }
+    posterior = IAFPosterior(**arguments, transform=transform, inverse=inverse, validate_args=validate_args, name=name)
+    if posterior.event_shape != [event_size]:
+        raise ValueError(
+            f'networks: got event_shape={posterior.event_shape.as_list()}, expected [{event_size}], the number of '
+            f'entries of an event before the bijector.'
         )
     zeros, ones = tf.zeros([event_size], posterior.dtype), tf.ones([event_size], posterior.dtype)
     noise = gaussian(zeros, ones, event_ndims=1)
