@@ -9,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_iaf import _compat
 from tfp_iaf._checks import checked_size
-from tfp_iaf._compat import AutoTrackable
-from tfp_iaf._layers._inputs import checked_input
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of, reshaped
@@ -39,7 +38,7 @@ class FlowSamplingLayer(SamplingLayer):
         self._kernel: Any = None
         self._bias: Any = None
         # Where tf.train.Checkpoint finds the weights in Keras 3.
-        self._variables = AutoTrackable()
+        self._variables = _compat.AutoTrackable()
 
     def _initial_values(self, size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         raise NotImplementedError
@@ -74,26 +73,16 @@ class FlowSamplingLayer(SamplingLayer):
         self, z_mean: tf.Tensor, z_log_var: tf.Tensor, context: tf.Tensor | None = None
     ) -> tfp.distributions.TransformedDistribution:
         """Returns q(z|x), as `IAFSampling.posterior` does."""
-        shape = self._event_shape
-        if shape is None:
-            raise ValueError(
-                f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
-            )
-        dtype = self._flow_dtype
-        z_mean = checked_input('z_mean', z_mean, shape, dtype, self.name)
-        z_log_var = checked_input('z_log_var', z_log_var, shape, dtype, self.name)
-        if (context is None) != (self._context_shape is None):
-            given, expected = ('none', 'one') if context is None else ('one', 'none')
-            raise ValueError(f'context: got {given}, expected {expected}, as {self.name} was built.')
+        z_mean, z_log_var, context = self._checked_inputs(z_mean, z_log_var, context)
         if context is not None:
-            context = checked_input('context', context, self._context_shape or (), dtype, self.name)
             context = reshaped(context, lead_of(context, len(self._context_shape or ())), [self._context_size])
         bijectors = [self._step(t, values) for t, values in enumerate(self._parameters(context))][::-1]
+        shape = self._event_shape or ()
         if len(shape) != 1:
             size = self._event_size
             bijectors = [tfp.bijectors.Reshape(shape, [size]), *bijectors, tfp.bijectors.Reshape([size], shape)]
         base = gaussian(z_mean, tf.exp(0.5 * z_log_var), len(shape))
-        return tfp.distributions.TransformedDistribution(base, UncachedChain(bijectors))
+        return _compat.FlowDistribution(base, UncachedChain(bijectors))
 
     def _parameters(self, context: tf.Tensor | None) -> list[dict[str, tf.Tensor]]:
         """Returns the parameters of each step by name, `[..., *shape]`."""

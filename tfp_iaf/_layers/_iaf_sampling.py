@@ -10,7 +10,6 @@ import tensorflow_probability as tfp
 
 from tfp_iaf import transforms
 from tfp_iaf._checks import Activation, checked_activation, checked_hidden_units, checked_size
-from tfp_iaf._layers._inputs import checked_input
 from tfp_iaf._layers._kl import Prior
 from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._weights import FlowWeights
@@ -58,7 +57,7 @@ class IAFSamplingLayer(SamplingLayer):
         self.inverse = inverse
         self.activation = activation
         self._activation_function = keras_activation(activation, self._keras, self._flow_dtype)
-        self._flow: FlowWeights | None = None
+        self._flow: Any = None
 
     def build(self, input_shape: Any) -> None:
         """Makes the networks, from the shapes of the inputs."""
@@ -100,17 +99,8 @@ class IAFSamplingLayer(SamplingLayer):
         >>> layer.posterior(tf.zeros([5, 2]), tf.zeros([5, 2])).sample(7).shape
         TensorShape([7, 5, 2])
         """
-        shape = self._event_shape
-        if self._flow is None or shape is None:
-            raise ValueError(
-                f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
-            )
-        flow = self._flow.posterior()
-        z_mean = checked_input('z_mean', z_mean, shape, flow.dtype, self.name)
-        z_log_var = checked_input('z_log_var', z_log_var, shape, flow.dtype, self.name)
-        if context is not None and self._context_shape is not None:
-            context = checked_input('context', context, self._context_shape, flow.dtype, self.name)
-        return flow(z_mean, tf.exp(0.5 * z_log_var), context)
+        z_mean, z_log_var, context = self._checked_inputs(z_mean, z_log_var, context)
+        return self._flow.posterior()(z_mean, tf.exp(0.5 * z_log_var), context)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make an equal layer."""

@@ -18,7 +18,7 @@ __all__ = [
     'check_prior_inputs',
     'checked_input',
     'checked_shapes',
-    'rows_of',
+    'common_rows',
 ]
 
 Shape = tuple[int, ...]
@@ -161,16 +161,16 @@ def aligned(inputs: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
     return [
         tf.ensure_shape(
             tf.broadcast_to(value, tf.concat([shape, tf.shape(value)[1:]], axis=0)),
-            [rows_of([each.shape for each in values]), *value.shape[1:]],
+            [common_rows([each.shape for each in values]), *value.shape[1:]],
         )
         for value in values
     ]
 
 
-def rows_of(shapes: Sequence[Any]) -> int | None:
+def common_rows(shapes: Sequence[Any]) -> int | None:
     """Returns how many rows inputs of these shapes have together, as far as it is known.
 
-    >>> rows_of([(1, 2), (None, 2)]), rows_of([(1, 2), (5, 2)])
+    >>> common_rows([(1, 2), (None, 2)]), common_rows([(1, 2), (5, 2)])
     (None, 5)
     """
     rows = {shape[0] for shape in shapes} - {1}

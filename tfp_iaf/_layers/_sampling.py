@@ -100,6 +100,23 @@ class SamplingLayer(LayerPart):
             f'tfd.Distribution of z.'
         )
 
+    def _checked_inputs(self, z_mean: Any, z_log_var: Any, context: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+        """Returns the arguments of `posterior` as tensors of the flow's dtype."""
+        if self._event_shape is None:
+            raise ValueError(
+                f'{self.name}: not built yet. Call the layer on its inputs, or build it with their shapes, first.'
+            )
+        if (context is None) != (self._context_shape is None):
+            given, expected = ('none', 'one') if context is None else ('one', 'none')
+            raise ValueError(f'context: got {given}, expected {expected}, as {self.name} was built.')
+        shapes = {'z_mean': self._event_shape, 'z_log_var': self._event_shape, 'context': self._context_shape}
+        values = {'z_mean': z_mean, 'z_log_var': z_log_var, 'context': context}
+        z_mean, z_log_var, context = (
+            None if shape is None else _inputs.checked_input(name, values[name], shape, self._flow_dtype, self.name)
+            for name, shape in shapes.items()
+        )
+        return z_mean, z_log_var, context
+
     def build(self, input_shape: Any) -> None:
         """Stores the shapes of the inputs, and makes the weights of the posterior and the prior."""
         self._set_shapes(input_shape)
@@ -163,7 +180,7 @@ class SamplingLayer(LayerPart):
         _inputs.check_inputs(inputs, self._event_shape, self._context_shape, self.name)
         if prior is None:
             return
-        rows = _inputs.rows_of([tf.TensorShape(value.shape) for value in inputs])
+        rows = _inputs.common_rows([tf.TensorShape(value.shape) for value in inputs])
         _inputs.check_prior_inputs(prior, rows, self._event_shape, self.name)
         if self.prior is not None:
             raise ValueError(
@@ -230,7 +247,7 @@ class SamplingLayer(LayerPart):
 
     def compute_output_shape(self, input_shape: Any) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
         """Returns the shapes of the sample and of its log-density."""
-        rows = _inputs.rows_of(input_shape)
+        rows = _inputs.common_rows(input_shape)
         return (rows, *input_shape[0][1:]), (rows,)
 
     def get_config(self) -> dict[str, Any]:
