@@ -12,14 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from benchmark import cases, flows, packages, peers, profile, report, steps, timing
+from benchmark.cases import Size
 
 from tests.flows import raises
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'examples'))
-
-from benchmark import cases, flows, packages, peers, profile, report, steps, timing  # noqa: E402
-from benchmark.cases import Size  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -1,11 +1,8 @@
-"""Makes the package in examples/ importable."""
+"""Marks that all tests of the experiments share."""
 
 import pathlib
-import sys
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'examples'))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
