@@ -267,7 +267,7 @@ def test_kernels_stay_whole_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize(('rows', 'expected'), [(None, 4), (16, 4), (15, 1)])
 def test_network_follows_the_rule(rows, expected, monkeypatch):
-    monkeypatch.setattr(_kernels, '_runs_on_cpu', lambda value: True)
+    monkeypatch.setattr(_kernels, 'runs_on_cpu', lambda value: True)
     network = MaskedAutoregressiveNetwork(4, (400, 400), context_shape=1, seed=0)
     function = tf.function(network).get_concrete_function(tf.TensorSpec([rows, 4]), tf.TensorSpec([1]))
     # One for the context, and for each of three layers one a block.

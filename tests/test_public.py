@@ -26,6 +26,7 @@ MODULES = ['tfp_iaf', *sorted(module.name for module in pkgutil.walk_packages(tf
 # A module imports none but those before it.
 LAYERS = (
     '_version',
+    '_devices',
     '_numerics',
     '_checks',
     '_random',

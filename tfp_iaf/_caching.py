@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -13,6 +13,9 @@ from tfp_iaf import _compat
 from tfp_iaf._tracking import check_keras_tracks
 
 __all__ = ['CachedBijector', 'Dependencies', 'ElementwiseBijector']
+
+_POINTER_OF = ctypes.pythonapi.PyCapsule_GetPointer
+_POINTER_OF.restype, _POINTER_OF.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
 class Dependencies:
@@ -63,12 +66,12 @@ def _are_equal(value: tf.Tensor, now: tf.Tensor) -> bool:
 
 
 def _address(tensor: tf.Tensor) -> object:
-    if 'CPU' not in tensor.device:
+    """Returns where the entries of an eager tensor are, on any device."""
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer):  # TensorFlow may crash on others
         return object()
-    try:
-        return np.frombuffer(memoryview(tensor), np.uint8).__array_interface__['data'][0]
-    except ValueError:  # of a dtype that Python's buffers do not know, such as bfloat16
-        return object()
+    # The first member of what DLPack shares is the address.
+    shared = _POINTER_OF(tf.experimental.dlpack.to_dlpack(tensor), b'dltensor')
+    return ctypes.c_void_p.from_address(shared).value
 
 
 def _is_in_scope(tensor: tf.Tensor) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import _compat
+from tfp_iaf._devices import runs_on_cpu
 from tfp_iaf._numerics import are_in_range
 from tfp_iaf._shapes import rows_of
 from tfp_iaf.inversion._implicit import first_order_only, guarded, refuse_forward_mode
@@ -46,7 +47,8 @@ def blockwise(
         layers: The layers of the network of the step, with its context.
         transform: The elementwise transform.
         y: `[..., D]`.
-        num_blocks: In how many blocks. By default 8, or as many as leave 8 entries to a block.
+        num_blocks: In how many blocks. By default, on a CPU, 8, or as many as leave 8 entries to a block; on a GPU,
+            where launches and waiting cost more than arithmetic, one.
 
     Returns:
         x: `[..., D]`, the leading shapes of `y` and the context broadcast.
@@ -73,7 +75,8 @@ def blockwise(
     differentiable = _compat.is_vectorizing()
     if num_blocks is None:
         num_blocks = max(event_size // _SMALLEST_BLOCK, 1)
-        num_blocks = num_blocks if differentiable else min(num_blocks, _MOST_BLOCKS)
+        if not differentiable:
+            num_blocks = min(num_blocks, _MOST_BLOCKS) if runs_on_cpu(y) else 1
     y = gather(y, layers.order, axis=-1)
     first = layers.offsets[0]
     # To a common leading shape, in which all is a list of rows.

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_iaf import _compat
+from tfp_iaf._devices import runs_on_cpu
 from tfp_iaf._numerics import bound
 
 __all__ = ['confined', 'iterated', 'largest', 'round_off', 'sizes']
@@ -74,21 +75,27 @@ def iterated(
         )
         return ~tf.reduce_all(still)
 
-    def iteration(x: tf.Tensor, _: Any, __: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
-        new, rest = update(confined(x, scale))
-        return new, rest, is_moving(new, x)
+    def iterations(count: int, x: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
+        old, rest = x, None
+        for _ in range(count):
+            old, (x, rest) = x, update(confined(x, scale))
+        return x, rest, is_moving(x, old)
 
     # A tape that might differentiate the loop would keep the values of every iteration.
     with _compat.stop_recording():
-        # The first iteration is outside the loop: it gives everything the shape that it keeps.
-        first, rest = update(confined(start, scale))
-        if isinstance(max_iterations, int) and max_iterations == 1:
-            return first, rest
+        # Before the loop there is one iteration at least: it gives everything the shape that it keeps. A GPU makes the
+        # host wait for every look at what it computed.
+        before, between = (1, 1) if runs_on_cpu(start) else (4, 2)
+        if isinstance(max_iterations, int):
+            before = min(before, max_iterations)
+        x, rest, moving = iterations(before, start)
+        if before == max_iterations:
+            return x, rest
         x, rest, _ = tf.while_loop(
             lambda x, rest, moving: moving,
-            iteration,
-            (first, rest, tf.constant(True)),
-            maximum_iterations=max_iterations - 1,
+            lambda x, rest, moving: iterations(between, x),
+            (x, rest, tf.constant(True) if before == 1 else moving),
+            maximum_iterations=-(-(max_iterations - before) // between),
         )
         return x, rest
 

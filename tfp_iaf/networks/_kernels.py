@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfp_iaf._devices import runs_on_cpu
 from tfp_iaf.networks import _masks
 
 __all__ = ['MaskedKernel', 'gather', 'num_blocks_for', 'product']
@@ -30,14 +31,7 @@ def num_blocks_for(event_size: int, largest_kernel: int, values: tf.Tensor) -> i
     """
     rows = values.shape[0]
     is_small = largest_kernel <= _LARGEST_WHOLE_KERNEL or (rows is not None and rows < _FEWEST_ROWS)
-    return 1 if is_small or event_size < _NUM_BLOCKS or not _runs_on_cpu(values) else _NUM_BLOCKS
-
-
-def _runs_on_cpu(value: tf.Tensor) -> bool:
-    if value.device:
-        return 'CPU' in value.device
-    # In a graph that leaves the choice to TensorFlow, which takes an accelerator if there is one.
-    return all(device.device_type == 'CPU' for device in tf.config.list_logical_devices())
+    return 1 if is_small or event_size < _NUM_BLOCKS or not runs_on_cpu(values) else _NUM_BLOCKS
 
 
 class MaskedKernel:
