@@ -14,6 +14,7 @@ os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')
 
 EXPERIMENTS = {
     'digits': 'VAEs of 8x8 digits, whose true posteriors are known',
+    'families': 'the same with thirteen families of posteriors, and what their VAEs lose where',
     'mnist': 'VAEs of MNIST, with dense layers or convolutions',
     'cifar10': 'VAEs of CIFAR-10, in bits per dimension',
     'ablation': 'the mistakes of a blog post, mended one at a time',

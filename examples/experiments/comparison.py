@@ -6,7 +6,7 @@ import dataclasses
 import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from . import datasets, evaluation, plots, reports, runs, vae
 from .commands import Command
 from .evaluation import Evaluated, Settings
 from .likelihoods import LIKELIHOODS
-from .posteriors import COLORS
+from .posteriors import BASIC, FAMILIES
 
 _SHOWN = 12  # images in a row of a plot
 _RANKED = 400  # images of which some are chosen to draw their posteriors
@@ -25,10 +25,10 @@ Group = dict[Settings, Evaluated]  # by seed
 
 def main(
     name: str, text: str | None, defaults: Settings, argv: Sequence[str], quick: Mapping[str, Any],
-    latent_sizes: Sequence[int] = (), seeds: int = 1,
+    latent_sizes: Sequence[int] = (), seeds: int = 1, posteriors: Collection[str] = BASIC,
 ) -> None:  # fmt: skip
     """Trains and evaluates the VAEs that the command line describes, and reports on them."""
-    varied = {'latent_size': latent_sizes or (defaults.latent_size,), 'posterior': COLORS}
+    varied = {'latent_size': latent_sizes or (defaults.latent_size,), 'posterior': posteriors}
     command = Command(name, text, defaults, varied, seeds, fixed=('dataset', 'fingerprint', 'mistakes', 'sampled_kl'))
     command.add('longer_baseline', 0, 'train the diagonal one for so many epochs, too; 0: do not')
     options = command.parse(argv, quick)
@@ -87,6 +87,10 @@ def report(size: int, groups: Mapping[str, Group], images: datasets.Images) -> s
             'active': f'{mean["active"]:.1f}',
             'CPU s': f'{mean["cpu_seconds"]:.0f}',
         }
+        if settings.local_steps:
+            row['approximation gap'] = lower + reports.estimate(values(group, 'approximation_gap'))
+            row['amortization gap'] = reports.estimate(values(group, 'amortization_gap'))
+            row['parameters'] = f'{mean["parameters"]:.0f}'
         if likelihood.in_bits:
             row['-ELBO, bits/dim'] = f'{mean["neg_elbo"] * in_bits:.3f}'
             row['NLL, bits/dim'] = f'{upper}{mean["nll"] * in_bits:.3f}'
@@ -106,6 +110,8 @@ def report(size: int, groups: Mapping[str, Group], images: datasets.Images) -> s
         f'are paired. NLL: {"exact, by quadrature" if exact else "an upper bound, by importance weighting"}. Active: '
         f'units whose posterior mean varies. CPU s: of training. {likelihood.note}'
     )
+    if settings.local_steps:
+        notes += ' Gaps: what remains of KL(q ‖ p(z|x)) with q optimized for each image, and what that takes off.'
     parts = [f'{size} latent dimensions', reports.table(rows), notes.strip()]
     return '\n\n'.join([*parts, reports.table(differences)] if differences else parts)
 
@@ -117,7 +123,7 @@ def plot(groups: Mapping[str, Group], images: datasets.Images, output_dir: pathl
         curves = [result.curves for result in group.values()]
         neg_elbo = np.array([curve['val_neg_elbo'] for curve in curves])
         seconds = np.mean([curve['cpu_seconds'].cumsum() for curve in curves], axis=0)
-        style = COLORS[label.split(',')[0]], '-' if label in COLORS else '--'
+        style = FAMILIES[label.split(',')[0]].color, '-' if label in FAMILIES else '--'
         by_epoch[label] = plots.Curve(np.arange(1, neg_elbo.shape[1] + 1), neg_elbo, *style)
         by_time[label] = plots.Curve(seconds, neg_elbo, *style)
         settings = next(iter(group))

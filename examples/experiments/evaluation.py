@@ -11,7 +11,7 @@ import pandas as pd
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from . import datasets, quadrature, runs, vae
+from . import datasets, gaps, quadrature, runs, vae
 from .likelihoods import LIKELIHOODS
 from .posteriors import log_standard_normal
 
@@ -26,6 +26,7 @@ class Settings(vae.Settings):
     elbo_samples, nll_samples: samples of z for each test image
     nll_images: the NLL is that of the first test images
     grid_size: points per axis of the grid that gives the exact NLL with two latent dimensions
+    local_steps: for which q(z|x) is optimized for each test image of the NLL, to tell gaps apart; 0: it is not
     The others are those of its training:
     """
 
@@ -33,6 +34,7 @@ class Settings(vae.Settings):
     nll_samples: int = 1000
     nll_images: int = 10000
     grid_size: int = 300
+    local_steps: int = 0
 
 
 class Evaluated(NamedTuple):
@@ -123,6 +125,10 @@ def evaluate(store: runs.Store, settings: Settings) -> Evaluated:
     if is_exact(settings):
         by_image['nll'] = -quadrature.log_likelihoods(parts.decoder, of_nll, quadrature.Grid(size=settings.grid_size))
     by_image['gap'] = by_image['neg_elbo'][: len(of_nll)] - by_image['nll']
+    if settings.local_steps:
+        local = gaps.local_neg_elbo(parts, neg_log_prob, of_nll, settings.local_steps, settings.elbo_samples)
+        by_image['approximation_gap'] = local - by_image['nll']
+        by_image['amortization_gap'] = by_image['neg_elbo'][: len(of_nll)] - local
     by_image |= {'reconstruction': bound.reconstruction, 'kl': bound.kl}
     figures = {key: float(values.mean()) for key, values in by_image.items()}
     figures |= {'active': int(np.sum(bound.activity > _ACTIVE)), 'parameters': model.count_params()}

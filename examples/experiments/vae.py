@@ -23,7 +23,7 @@ _BATCHES_FOR_STATISTICS = 50
 _SECONDS_BETWEEN_BACKUPS = 60.0
 _MOST_STEPS_PER_CALL = 50  # of Python, between which nothing is shown
 _KNOWN = {
-    'posterior': (*posteriors.COLORS, 'blog'),
+    'posterior': (*posteriors.FAMILIES, 'blog'),
     'network': ('dense', 'conv-mnist', 'conv-cifar10'),
     'likelihood': tuple(LIKELIHOODS),
     'binarization': ('dynamic', 'threshold', 'none'),
@@ -36,7 +36,7 @@ class Settings:
     """All that the training of a VAE depends on.
 
     data: path of the images, which is no part of what a run depends on, as their fingerprint is
-    posterior: 'diagonal', 'full covariance', 'IAF', or 'blog' with some of its mistakes
+    posterior: 'diagonal', 'full covariance', 'IAF', another family, or 'blog' with some of its mistakes
     epochs, steps_per_epoch: passes over the images, unless the number of steps is given
     network: 'dense' with its hidden_units, 'conv-mnist' or 'conv-cifar10'
     binarization: 'dynamic' draws the pixels again in each pass, 'threshold' rounds them, 'none'

@@ -23,6 +23,7 @@ tfd = tfp.distributions
 SMALL_VAE = '--flows=1 --flow-units=8 --context-size=4 --epochs=2 --elbo-samples=3 --nll-samples=5 --nll-images=20'
 TINY = {
     'digits': f'{SMALL_VAE} --steps-per-epoch=5 --hidden-units=16 --posterior=diagonal,IAF --grid-size=50',
+    'families': f'{SMALL_VAE} --steps-per-epoch=5 --hidden-units=16 --latent-size=3 --local-steps=3',
     'mnist': f'{SMALL_VAE} --batch-size=50 --posterior=diagonal --longer-baseline=3 --latent-size=3',
     'cifar10': f'{SMALL_VAE} --batch-size=10 --steps-per-epoch=2 --posterior=IAF --latent-size=4',
     'ablation': '--epochs=1 --steps-per-epoch=2 --elbo-samples=2 --nll-samples=3 --latent-size=2',
@@ -33,6 +34,7 @@ TINY = {
 }
 RUNS = {
     'digits': 2,
+    'families': 3,
     'mnist': 2,
     'cifar10': 1,
     'ablation': 4,
@@ -43,6 +45,7 @@ RUNS = {
 }
 PLOTS = {
     'digits': ['images', 'learning_curves', 'posteriors'],
+    'families': ['images', 'learning_curves'],
     'mnist': ['images', 'learning_curves'],
     'cifar10': ['images', 'learning_curves'],
     'ablation': ['ablation', 'posteriors'],
@@ -61,6 +64,8 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
         arguments.append(f'--data={small.write_mnist(tmp_path)[0]}')
     if name == 'cifar10':
         arguments.append(f'--data={small.write_cifar10(tmp_path)[0]}')
+    if name == 'families':
+        arguments.append('--posterior=planar 4,Sylvester orthogonal,IAF full covariance')
     if name == 'ablation':
         fewer = {'hidden_units': (8,), 'flow_units': (8,), 'flows': 1, 'grid_size': 50}
         monkeypatch.setattr(digits, 'SETTINGS', dataclasses.replace(digits.SETTINGS, **fewer))
