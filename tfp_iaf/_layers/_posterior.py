@@ -17,7 +17,7 @@ from tfp_iaf._layers._iaf_sampling import NetworkFactory, checked_network, keras
 from tfp_iaf._layers._weights import FlowWeights
 from tfp_iaf.distributions import IAFPosterior
 from tfp_iaf.networks import Network
-from tfp_iaf.networks._masked import VariableFactory
+from tfp_iaf.networks._common import VariableFactory
 from tfp_iaf.transforms import Transform
 
 __all__ = ['PosteriorLayer']

@@ -30,7 +30,7 @@ from tfp_iaf.bijectors._inverse_autoregressive_flow import check_inverse
 from tfp_iaf.distributions._gaussian import gaussian
 from tfp_iaf.networks import MaskedAutoregressiveNetwork, Network
 from tfp_iaf.networks._base import signature_of
-from tfp_iaf.networks._masked import VariableFactory
+from tfp_iaf.networks._common import VariableFactory
 from tfp_iaf.transforms import Gated, Transform
 
 __all__ = ['IAFPosterior']
