@@ -137,7 +137,7 @@ class Flow:
         return None if self.context_size is None else normal([*shape, self.context_size], dtype, seed)
 
     def reach_of_context(self) -> np.ndarray:
-        """Which outputs (rows) depend on which entries of the context: all, or those of pixels that do not come later."""
+        """Which outputs (rows) react to which entries of the context: all, or those of pixels not after their own."""
         reach = np.ones([self.event_size, self.context_size], bool)
         if self.num_pixels is None:
             return reach
