@@ -18,6 +18,7 @@ import tensorflow_probability as tfp
 
 import tfp_iaf
 from tfp_iaf import transforms
+from tfp_iaf.bijectors._chain import UncachedChain
 from tfp_iaf.networks import _masks
 from tfp_iaf.networks._common import MaskedNetwork
 
@@ -261,7 +262,8 @@ class ImageStep(Step):
         step = tfp_iaf.InverseAutoregressiveFlow(
             self.network, context=context, transform=self.transform, inverse=self.inverse
         )
-        return tfb.Chain([tfb.Reshape([size], shape), step, tfb.Reshape(shape, [size])])
+        # A tfb.Chain would not notice that variables have changed.
+        return UncachedChain([tfb.Reshape([size], shape), step, tfb.Reshape(shape, [size])])
 
 
 def _image(dtype: tf.DType, inverse: str = 'auto') -> ImageStep:
