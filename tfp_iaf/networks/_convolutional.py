@@ -79,8 +79,8 @@ class MaskedConvolutionalNetwork(MaskedNetwork):
         van den Oord, Kalchbrenner and Kavukcuoglu 2016, "Pixel Recurrent Neural Networks",
         https://arxiv.org/abs/1601.06759, Section 3.4.
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow",
-        https://arxiv.org/abs/1606.04934, Section 5.2 and Appendix C.
-        Eq. `convolutional-network`, `convolution-masks` and `wavefront` of the mathematics page.
+        https://arxiv.org/abs/1606.04934, Section 6.2 and Appendix C.
+        Eq. `convolutional-network`, `convolution-masks`, `initial-weights` and `wavefront` of the mathematics page.
 
     >>> net = MaskedConvolutionalNetwork([8, 8, 3], filters=(16,), context_shape=[8, 8, 4], seed=0)
     >>> net(tf.zeros([5, 8, 8, 3]), context=tf.zeros([5, 8, 8, 4])).shape

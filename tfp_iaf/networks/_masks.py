@@ -10,7 +10,8 @@ Degrees are sorted within each layer. Every mask is then block triangular: the u
 entries are a prefix of their layer.
 
 In a convolution the ranks are those of the channels within a pixel: a unit of degree d sees all channels of the pixels
-before its own, and the first d channels of its own. See Eq. `convolution-masks`.
+before its own, and the first d channels of its own. See Eq. `convolution-masks` of the mathematics
+page.
 """
 
 from __future__ import annotations
