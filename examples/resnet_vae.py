@@ -21,6 +21,7 @@ import os
 import pathlib
 import pickle
 import sys
+from collections.abc import Callable
 
 import keras
 import matplotlib.pyplot as plt
@@ -53,6 +54,9 @@ parser.add_argument('--output_dir', type=pathlib.Path, default='results/resnet_v
 args = parser.parse_args([] if 'ipykernel' in sys.modules else None)
 if args.mixed_precision:
     keras.mixed_precision.set_global_policy('mixed_bfloat16')
+if args.quick:
+    args.layers, args.epochs, args.train_images = '1,1', 2, 2000
+    args.test_images, args.nll_images = 200, 100
 keras.utils.set_random_seed(args.seed)
 
 # %%
@@ -75,12 +79,9 @@ else:
         x_train, x_test = (arrays[name][..., np.newaxis] / 255 for name in ('x_train', 'x_test'))
 x_train, x_validation = np.split(x_train, [-len(x_train) // 10])
 x_train, x_validation, x_test = x_train[: args.train_images], x_validation[:1000], x_test[: args.test_images]
-if args.quick:
-    x_train, x_validation, x_test = x_train[:2000], x_validation[:200], x_test[:200]
 height, width, channels = x_train.shape[1:]
 is_binary = channels == 1
-x_validation, x_test = (rng.binomial(1, x) if is_binary else x / 255 for x in (x_validation, x_test))
-epochs = 2 if args.quick else args.epochs
+x_validation, x_test = (np.float32(rng.binomial(1, x) if is_binary else x / 255) for x in (x_validation, x_test))
 print(f'{len(x_train)} training and {len(x_test)} test images of {height} x {width} x {channels}')
 
 
@@ -163,7 +164,9 @@ class LadderLayer:
         *features, inner = self._split('up', h)
         return h if is_top else h + 0.1 * self.last['up'](ops.elu(inner)), features
 
-    def infer(self, h: keras.KerasTensor, features: list[keras.KerasTensor]) -> list[keras.KerasTensor]:
+    def infer(
+        self, h: keras.KerasTensor, features: list[keras.KerasTensor]
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         """Returns h for the next layer below, and log q(z|x) - log p(z), with a sample z of the posterior."""
         prior_mean, prior_log_var, *own, inner = self._split('down', h)
         parameters = [a + b for a, b in zip(own, features, strict=True)]
@@ -196,38 +199,38 @@ with strategy.scope():
         h_up = layers.Conv2D(args.filters, 3 if i else 5, strides=2, padding='same')(ops.elu(h_up) if i else h_up)
         for layer in scale:
             h_up, features[layer] = layer.up(h_up, layer is scales[-1][-1])
-    top = layers.Dense(args.filters, use_bias=False)  # a vector that is learnt, at every pixel
+    top = layers.Dense(args.filters, use_bias=False)  # of ones: a vector that is learnt, at every pixel
     ups = [layers.Conv2DTranspose(args.filters, 3, strides=2, padding='same') for _ in scales[1:]]
     pixels = layers.Conv2DTranspose(channels, 5, strides=2, padding='same', dtype='float32')
     log_scale = layers.Dense(1, use_bias=False, kernel_initializer=keras.initializers.Constant(-2.0), dtype='float32')
 
-    def cropped(h: keras.KerasTensor, like: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns h without the row and the column that it has too many, where a size was odd."""
-        return h[:, : like.shape[1], : like.shape[2]]
-
-    def decoded(h: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns what the likelihood takes."""
+    def down(maps: keras.KerasTensor, through: Callable[..., keras.KerasTensor]) -> keras.KerasTensor:
+        """Returns what the likelihood takes, from a function that leads through a layer, and maps of the top's size."""
+        h = top(ops.ones_like(maps[..., :1]))
+        for i, scale in reversed(list(enumerate(scales))):
+            for layer in reversed(scale):
+                h = through(layer, h)
+            if i:  # where a size was odd, there is a row and a column too many
+                _, rows, columns, _ = features[scales[i - 1][0]][0].shape
+                h = ups[i - 1](ops.elu(h))[:, :rows, :columns]
         outputs = pixels(ops.elu(h))[:, :height, :width]
         return outputs if is_binary else ops.concatenate([outputs, log_scale(ops.ones_like(outputs[..., :1]))], axis=-1)
 
-    h, log_ratios = top(ops.ones_like(h_up[..., :1])), []
-    noises: list[keras.KerasTensor] = []
-    h_prior = None
-    for i, scale in reversed(list(enumerate(scales))):
-        for layer in reversed(scale):
-            maps = features[layer][0]
-            noises.append(keras.Input(maps.shape[1:]))
-            h_prior = top(ops.ones_like(noises[0][..., :1])) if h_prior is None else h_prior
-            (h, log_ratio), h_prior = layer.infer(h, features[layer]), layer.generate(h_prior, noises[-1])
-            log_ratios.append(log_ratio)
-        if i:
-            like = features[scales[i - 1][-1]][0]
-            h, h_prior = (cropped(ups[i - 1](ops.elu(value)), like) for value in (h, h_prior))
-    outputs = decoded(h)
+    log_ratios: list[keras.KerasTensor] = []
+
+    def inferred(layer: LadderLayer, h: keras.KerasTensor) -> keras.KerasTensor:
+        """Leads through a layer of the posterior, and keeps its log q(z|x) - log p(z)."""
+        h, log_ratio = layer.infer(h, features[layer])
+        log_ratios.append(log_ratio)
+        return h
+
+    outputs = down(h_up, inferred)
     vae, inference = keras.Model(images, outputs), keras.Model(images, [outputs, sum(log_ratios)])
-    generator = keras.Model(noises, decoded(h_prior))
+    noises = {layer: keras.Input(features[layer][0].shape[1:]) for scale in scales for layer in scale}
+    outputs_of_noise = down(noises[scales[-1][-1]], lambda layer, h: layer.generate(h, noises[layer]))
+    generator = keras.Model(list(noises.values()), outputs_of_noise)
     # The weights that are evaluated are averages of the last thousand steps or so.
-    steps = epochs * (len(x_train) // args.batch_size)
+    steps = args.epochs * (len(x_train) // args.batch_size)
     optimizer = keras.optimizers.Adamax(2e-3, use_ema=True, ema_momentum=1 - max(0.001, 10 / steps))
     vae.compile(optimizer, loss=reconstruction, jit_compile=False)
 
@@ -236,12 +239,13 @@ with strategy.scope():
 # --------
 # The loss is -ELBO in nats, with the free bits; that of validation is taken with the averaged weights.
 name = f'{args.layers}x{args.filters}-{args.latent_maps}_maps-{args.num_flows}_flows-seed{args.seed}'
-run = args.output_dir / f'{height}x{width}x{channels}-{len(x_train)}-{epochs}_epochs-{name}'
+run = args.output_dir / f'{height}x{width}x{channels}-{len(x_train)}-{args.epochs}_epochs-{name}'
 run.mkdir(parents=True, exist_ok=True)
 print(f'{vae.count_params():,} parameters, {len(log_ratios)} layers; results go to {run}')
 callbacks = [TerminateOnNaN(), CSVLogger(run / 'log.csv', append=True), BackupAndRestore(run / 'backup')]
 callbacks.append(SwapEMAWeights())
-vae.fit(batches(x_train, True), epochs=epochs, validation_data=batches(x_validation), callbacks=callbacks, verbose=2)
+validation = batches(x_validation)
+vae.fit(batches(x_train, True), epochs=args.epochs, validation_data=validation, callbacks=callbacks, verbose=2)
 vae.save_weights(run / 'vae.weights.h5')
 
 # %%
@@ -274,8 +278,8 @@ for label, values in {
 # %%
 # Reconstructions and samples
 # ---------------------------
-shown = x_test[:12].astype('float32')
-samples = generator([rng.normal(size=[12, *noise.shape[1:]]).astype('float32') for noise in noises])
+shown = x_test[:12]
+samples = generator([rng.normal(size=[12, *noise.shape[1:]]).astype('float32') for noise in noises.values()])
 means = [tf.sigmoid(o) if is_binary else tf.clip_by_value((1 + o[..., :-1]) / 2, 0, 1) for o in (vae(shown), samples)]
 figure, axes = plt.subplots(3, figsize=(8, 2.4), layout='constrained')
 for axis, label, row in zip(axes, ['test images', 'reconstructed', 'sampled'], [shown, *means], strict=True):
