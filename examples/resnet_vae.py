@@ -81,7 +81,9 @@ x_train, x_validation = np.split(x_train, [-len(x_train) // 10])
 x_train, x_validation, x_test = x_train[: args.train_images], x_validation[:1000], x_test[: args.test_images]
 height, width, channels = x_train.shape[1:]
 is_binary = channels == 1
-x_validation, x_test = (np.float32(rng.binomial(1, x) if is_binary else x / 255) for x in (x_validation, x_test))
+x_validation, x_test = (
+    np.asarray(rng.binomial(1, x) if is_binary else x / 255, np.float32) for x in (x_validation, x_test)
+)
 print(f'{len(x_train)} training and {len(x_test)} test images of {height} x {width} x {channels}')
 
 
