@@ -81,10 +81,12 @@ x_train, x_validation = np.split(x_train, [-len(x_train) // 10])
 x_train, x_validation, x_test = x_train[: args.train_images], x_validation[:1000], x_test[: args.test_images]
 height, width, channels = x_train.shape[1:]
 is_binary = channels == 1
-x_validation, x_test = (
-    np.asarray(rng.binomial(1, x) if is_binary else x / 255, np.float32) for x in (x_validation, x_test)
-)
 print(f'{len(x_train)} training and {len(x_test)} test images of {height} x {width} x {channels}')
+
+
+def drawn(x: np.ndarray) -> np.ndarray:
+    """Returns images as numbers from 0 to 1, binary ones drawn once."""
+    return np.asarray(rng.binomial(1, x) if is_binary else x / 255, np.float32)
 
 
 def batches(x: np.ndarray, repeated: bool = False) -> tf.data.Dataset:
@@ -97,7 +99,6 @@ def batches(x: np.ndarray, repeated: bool = False) -> tf.data.Dataset:
         images = images.map(lambda x: tf.cast(tf.random.uniform(tf.shape(x), dtype=x.dtype) < x, tf.float32))
     elif repeated:
         images = images.map(lambda x: tf.cast(x, tf.float32) / 255)
-    images = images.map(lambda x: tf.cast(x, tf.float32))
     return images.map(lambda x: (x, x)).prefetch(2)
 
 
@@ -154,8 +155,7 @@ class LadderLayer:
             transform='affine',
             free_bits=args.free_bits,
             free_bits_axis=-1,
-            seed=args.seed,
-            name=name,
+            name=name,  # and no seed: layers with the same one would draw the same noise
         )
 
     def _split(self, way: str, h: keras.KerasTensor) -> list[keras.KerasTensor]:
@@ -246,7 +246,7 @@ run.mkdir(parents=True, exist_ok=True)
 print(f'{vae.count_params():,} parameters, {len(log_ratios)} layers; results go to {run}')
 callbacks = [TerminateOnNaN(), CSVLogger(run / 'log.csv', append=True), BackupAndRestore(run / 'backup')]
 callbacks.append(SwapEMAWeights())
-validation = batches(x_validation)
+validation, test = batches(drawn(x_validation)), drawn(x_test)
 vae.fit(batches(x_train, True), epochs=args.epochs, validation_data=validation, callbacks=callbacks, verbose=2)
 vae.save_weights(run / 'vae.weights.h5')
 
@@ -264,11 +264,11 @@ def log_weights(x: tf.Tensor) -> tf.Tensor:
     return -reconstruction(x, outputs) - log_ratio
 
 
-elbo = np.concatenate([log_weights(x) for x, _ in batches(x_test)])
-some = batches(x_test[: args.nll_images])
+elbo = np.concatenate([log_weights(x) for x, _ in batches(test)])
+some = batches(test[: args.nll_images])
 weights = np.concatenate([[log_weights(x) for _ in range(args.num_samples)] for x, _ in some], axis=1)
 np.savez(run / 'log_weights.npz', one_sample=elbo, several_samples=weights)
-unit, size = ('nats per image', 1) if is_binary else ('bits per dimension', math.log(2) * x_test[0].size)
+unit, size = ('nats per image', 1) if is_binary else ('bits per dimension', math.log(2) * test[0].size)
 print(f'\nOf test images, in {unit}, means ± standard errors')
 for label, values in {
     f'-ELBO, {elbo.size} images': -elbo,
@@ -280,7 +280,7 @@ for label, values in {
 # %%
 # Reconstructions and samples
 # ---------------------------
-shown = x_test[:12]
+shown = test[:12]
 samples = generator([rng.normal(size=[12, *noise.shape[1:]]).astype('float32') for noise in noises.values()])
 means = [tf.sigmoid(o) if is_binary else tf.clip_by_value((1 + o[..., :-1]) / 2, 0, 1) for o in (vae(shown), samples)]
 figure, axes = plt.subplots(3, figsize=(8, 2.4), layout='constrained')
