@@ -106,7 +106,8 @@ class PosteriorSampling(SamplingLayer, _Keras3, keras.layers.Layer):
             trained and saved with this one. A distribution cannot be saved in a config, and must have no variables: for
             either, pass a registered function or a layer.
         seed: Seed of the samples. `None` follows `keras.utils.set_random_seed`. Its state is saved with the
-            weights. The replicas of a `tf.distribute` strategy draw different samples.
+            weights. The replicas of a `tf.distribute` strategy draw different samples. Two layers of one model that
+            have the same seed draw the same noise: if one depends on the other, as in a ladder, its density is wrong.
         **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.
 
     Call arguments:
