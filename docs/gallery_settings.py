@@ -6,7 +6,7 @@ import re
 import shutil
 
 # Run with `--quick`, since by default they take more than two minutes.
-QUICK = ('keras_vae',)
+QUICK = ('keras_vae', 'resnet_vae')
 # Not run: they set up devices or threads before TensorFlow does anything else, and all examples share a process.
 NOT_RUN = ('distributed_vae', 'plain_swap')
 _NOTES = {

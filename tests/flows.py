@@ -18,7 +18,9 @@ import tensorflow_probability as tfp
 
 import tfp_iaf
 from tfp_iaf import transforms
+from tfp_iaf.bijectors._chain import UncachedChain
 from tfp_iaf.networks import _masks
+from tfp_iaf.networks._common import MaskedNetwork
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -33,9 +35,9 @@ class Step(tf.Module):
         self.inverse, self.inverted = inverse, inverted
 
     @property
-    def networks(self) -> tuple[tfp_iaf.MaskedAutoregressiveNetwork, ...]:
+    def networks(self) -> tuple[MaskedNetwork, ...]:
         """The masked networks, as of an `IAFPosterior`."""
-        return (self.network,) if isinstance(self.network, tfp_iaf.MaskedAutoregressiveNetwork) else ()
+        return (self.network,) if isinstance(self.network, MaskedNetwork) else ()
 
     def bijector(self, context: tf.Tensor | None = None) -> tfb.Bijector:
         step = tfp_iaf.InverseAutoregressiveFlow(
@@ -111,6 +113,7 @@ class Flow:
         order: For a single step, its entries as they come.
         transform: `'gated'`, `'affine'` or `'spline'` where `reference` can say what the flow must give.
         idle: Variables without effect, by name.
+        num_pixels: Of a context that is a feature map: how many pixels it has.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Flow:
     order: tuple[int, ...] | None = None
     transform: str | None = None
     idle: tuple[str, ...] = ()
+    num_pixels: int | None = None
 
     def build(self, dtype: tf.DType = tf.float64) -> tf.Module:
         """Makes the flow, away from its initialisation, where it is nearly the identity."""
@@ -133,6 +137,15 @@ class Flow:
     def contexts(self, shape: Sequence[int] = (5,), dtype: tf.DType = tf.float64, seed: int = 2) -> tf.Tensor | None:
         return None if self.context_size is None else normal([*shape, self.context_size], dtype, seed)
 
+    def reach_of_context(self) -> np.ndarray:
+        """Which outputs (rows) react to which entries of the context: all, or those of pixels not after their own."""
+        reach = np.ones([self.event_size, self.context_size], bool)
+        if self.num_pixels is None:
+            return reach
+        of_outputs, of_context = (np.arange(size) // (size // self.num_pixels) for size in reach.shape)
+        before = of_context[np.newaxis, :] - of_outputs[:, np.newaxis]
+        return before <= 0 if self.order[0] == 0 else before >= 0
+
 
 def normal(shape: Sequence[int], dtype: tf.DType = tf.float64, seed: int = 0) -> tf.Tensor:
     return tf.constant(np.random.default_rng(seed).standard_normal(shape), dtype)
@@ -144,13 +157,22 @@ def perturb(module: tf.Module, scale: float = 0.3, seed: int = 3) -> None:
         variable.assign_add(tf.cast(scale * rng.standard_normal(variable.shape), variable.dtype))
 
 
-def masked_kernels(network: tfp_iaf.MaskedAutoregressiveNetwork) -> list[tuple[tf.Variable, np.ndarray]]:
-    """The kernel of each layer, `[in, out]`, and which of its weights the degrees permit."""
-    size, conditional = network.event_shape.num_elements(), network.context_shape is not None
-    layers = _masks.degrees(size, network.hidden_units, network.params, conditional)
-    masks = [_masks.mask(before, after) for before, after in itertools.pairwise(layers)]
+def masked_kernels(network: MaskedNetwork) -> list[tuple[tf.Variable, np.ndarray]]:
+    """The kernel of each layer, `[..., in, out]`, and which of its weights are permitted."""
     kernels = [variable for variable in network.variables if variable.name.startswith('kernel_')]
-    return list(zip(kernels, masks, strict=True))
+    return list(zip(kernels, _masks_of(network), strict=True))
+
+
+def _masks_of(network: MaskedNetwork) -> list[np.ndarray]:
+    if isinstance(network, tfp_iaf.MaskedAutoregressiveNetwork):
+        size, conditional = network.event_shape.num_elements(), network.context_shape is not None
+        layers = _masks.degrees(size, network.hidden_units, network.params, conditional)
+        return [_masks.mask(before, after) for before, after in itertools.pairwise(layers)]
+    first, *hidden, last = _masks.degrees(network.event_shape[-1], network.filters, network.params, conditional=True)
+    reverse = network.order[0] > 0
+    layers = [first[::-1], *hidden, last[::-1]] if reverse else [first, *hidden, last]
+    size = network.kernel_size
+    return [_masks.convolution_mask(before, after, size, reverse) for before, after in itertools.pairwise(layers)]
 
 
 def permitted(order: Sequence[int], strictly: bool = False) -> np.ndarray:
@@ -231,14 +253,17 @@ class InBlocks(tfp_iaf.MaskedAutoregressiveNetwork):
 
 
 class ImageStep(Step):
-    """A step on events [2, 3], with contexts [2, 2], shown as one on vectors."""
+    """A step on events and contexts of several axes, shown as one on vectors."""
 
     def bijector(self, context: tf.Tensor | None = None) -> tfb.Bijector:
-        context = tf.reshape(context, tf.concat([tf.shape(context)[:-1], [2, 2]], axis=0))
+        shape, size = self.network.event_shape, self.network.event_shape.num_elements()
+        if context is not None:
+            context = tf.reshape(context, tf.concat([tf.shape(context)[:-1], self.network.context_shape], axis=0))
         step = tfp_iaf.InverseAutoregressiveFlow(
             self.network, context=context, transform=self.transform, inverse=self.inverse
         )
-        return tfb.Chain([tfb.Reshape([6], [2, 3]), step, tfb.Reshape([2, 3], [6])])
+        # A tfb.Chain would not notice that variables have changed.
+        return UncachedChain([tfb.Reshape([size], shape), step, tfb.Reshape(shape, [size])])
 
 
 def _image(dtype: tf.DType, inverse: str = 'auto') -> ImageStep:
@@ -246,6 +271,15 @@ def _image(dtype: tf.DType, inverse: str = 'auto') -> ImageStep:
         [2, 3], (9, 8), context_shape=[2, 2], order='right-to-left', seed=7, dtype=dtype
     )
     return ImageStep(network, 'affine', inverse)
+
+
+def _convolutional(event_shape: Sequence[int], filters: Sequence[int], transform: str, **kwargs):
+    def make(dtype: tf.DType) -> ImageStep:
+        return ImageStep(
+            tfp_iaf.MaskedConvolutionalNetwork(event_shape, filters, seed=7, dtype=dtype, **kwargs), transform
+        )
+
+    return make
 
 
 def _posterior(event_size: int, num_flows: int, hidden_units: Sequence[int], **kwargs):
@@ -326,6 +360,24 @@ _ALL = (
     # Events and contexts of more axes than one.
     Flow('image', _image, 6, 4, order=tuple(range(6))[::-1], transform='affine'),
     Flow('image_fixed_point', functools.partial(_image, inverse='fixed_point'), 6, 4, order=tuple(range(6))[::-1]),
+    # Convolutions, with so few columns that every pixel is within reach of those that come after it.
+    Flow('convolutional', _convolutional([2, 2, 2], (5, 4), 'gated'), 8, order=tuple(range(8))),
+    Flow(
+        'convolutional_context',
+        _convolutional([3, 2, 2], (3, 4), 'affine', context_shape=[3, 2, 1]),
+        12,
+        6,
+        order=tuple(range(12)),
+        num_pixels=6,
+    ),
+    Flow(
+        'convolutional_right_to_left',
+        _convolutional([2, 3, 2], (3,), 'gated', context_shape=[2, 3, 2], order='right-to-left', kernel_size=5),
+        12,
+        12,
+        order=tuple(range(12))[::-1],
+        num_pixels=6,
+    ),
     Flow(
         'fixed_point',
         _step(4, (8,), 'affine', 'fixed_point', context_shape=2),
@@ -372,6 +424,7 @@ KINDS = (
     'blocks',
     'in_blocks',
     'image',
+    'convolutional_context',
     'fixed_point',
     'inverted',
     'spline_blocks',

@@ -36,6 +36,20 @@ def model(library, seed=0, transform='affine'):
     return layers.Model(inputs, [z, log_q])
 
 
+def convolutional(seed=0):
+    """A step in either order with masked convolutions, on feature maps."""
+    return tfp_iaf.IAFPosterior([2, 3, 2], 2, filters=(5, 4), context_shape=[2, 3, 1], seed=seed)
+
+
+def outputs_of_convolutional(made):
+    """What it computes: the log-density of the events."""
+    loc, log_scale, context = (
+        np.linspace(low, 1.0, 5 * 6 * size, dtype=np.float32).reshape([5, 2, 3, size])
+        for low, size in ((-1, 2), (-2, 2), (0, 1))
+    )
+    return made(loc, tf.exp(log_scale), context).log_prob(loc + 0.3).numpy()
+
+
 def surrogate(seed=0):
     """The architecture of the surrogate posterior, of two parts."""
     return tfp_iaf.build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=2, hidden_units=(8,), seed=seed)
@@ -80,7 +94,7 @@ class Scored(tf.Module):
 def write():
     """Writes what is missing of every format."""
     FOLDER.mkdir(exist_ok=True)
-    plain, of_surrogate = posterior(), perturbed(surrogate())
+    plain, of_surrogate, of_maps = posterior(), perturbed(surrogate()), perturbed(convolutional())
     models = {library: model(library) for library in ('keras', 'tf_keras')}
     models['spline'] = perturbed(model('keras', transform='spline'))
     files = {
@@ -91,14 +105,22 @@ def write():
         **{f'{name}.keras': made.save for name, made in models.items()},
         **{f'{name}.weights.h5': made.save_weights for name, made in models.items()},
     }
-    checkpoints = {'checkpoint': {'posterior': plain}, 'surrogate': {'q': of_surrogate}}
+    checkpoints = {
+        'checkpoint': {'posterior': plain},
+        'surrogate': {'q': of_surrogate},
+        'convolutional': {'posterior': of_maps},
+    }
     for name, write_to in files.items():
         if not (FOLDER / name).exists():
             write_to(str(FOLDER / name))
     for name, objects in checkpoints.items():
         if not (FOLDER / f'{name}.index').exists():
             tf.train.Checkpoint(**objects).write(str(FOLDER / name))
-    outputs = {'posterior': outputs_of_posterior(plain), 'surrogate': outputs_of_surrogate(of_surrogate)}
+    outputs = {
+        'posterior': outputs_of_posterior(plain),
+        'surrogate': outputs_of_surrogate(of_surrogate),
+        'convolutional': outputs_of_convolutional(of_maps),
+    }
     outputs |= {name: outputs_of_model(made) for name, made in models.items()}
     path = FOLDER / 'outputs.npz'
     before = dict(np.load(path)) if path.exists() else {'keras_version': keras.__version__}

@@ -229,10 +229,10 @@ def test_deep_copy_of_a_distribution(event, context):
 def test_context_is_checked_once_a_step(monkeypatch):
     from tfp_iaf.bijectors import _inverse_autoregressive_flow as steps
     from tfp_iaf.distributions import _posterior
-    from tfp_iaf.networks import _masked
+    from tfp_iaf.networks import _common
 
     made, checks = posterior([3], [2], num_flows=4), []
-    for module in (steps, _posterior, _masked):
+    for module in (steps, _posterior, _common):
         check = module.checked_context
         monkeypatch.setattr(module, 'checked_context', lambda *args, check=check: checks.append(1) or check(*args))
     q = distribution(made)

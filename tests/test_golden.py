@@ -44,6 +44,13 @@ def test_surrogate_posterior():
     np.testing.assert_allclose(golden.outputs_of_surrogate(made), OUTPUTS['surrogate'], rtol=1e-4, atol=1e-4)
 
 
+def test_masked_convolutions():
+    made = golden.convolutional(seed=1)
+    assert np.abs(golden.outputs_of_convolutional(made) - OUTPUTS['convolutional']).max() > 1e-3
+    tf.train.Checkpoint(posterior=made).read(str(golden.FOLDER / 'convolutional')).assert_consumed()
+    np.testing.assert_allclose(golden.outputs_of_convolutional(made), OUTPUTS['convolutional'], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('name', ['keras', 'tf_keras', 'spline'])
 def test_weights(name, num_blocks):
     made = golden.model('keras', 1, 'spline') if name == 'spline' else golden.model(name, 1)

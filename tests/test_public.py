@@ -62,6 +62,7 @@ def test_names_of_the_package():
         'IAFPosterior',
         'InverseAutoregressiveFlow',
         'MaskedAutoregressiveNetwork',
+        'MaskedConvolutionalNetwork',
         'PlanarFlow',
         'RadialFlow',
         'SylvesterFlow',

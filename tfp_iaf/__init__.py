@@ -13,12 +13,13 @@ from tfp_iaf import networks, objectives, transforms  # noqa: E402
 from tfp_iaf._version import __version__  # noqa: E402
 from tfp_iaf.bijectors import InverseAutoregressiveFlow, PlanarFlow, RadialFlow, SylvesterFlow  # noqa: E402
 from tfp_iaf.distributions import IAFPosterior, build_iaf_surrogate_posterior  # noqa: E402
-from tfp_iaf.networks import MaskedAutoregressiveNetwork  # noqa: E402
+from tfp_iaf.networks import MaskedAutoregressiveNetwork, MaskedConvolutionalNetwork  # noqa: E402
 
 __all__ = [
     'IAFPosterior',
     'InverseAutoregressiveFlow',
     'MaskedAutoregressiveNetwork',
+    'MaskedConvolutionalNetwork',
     'PlanarFlow',
     'RadialFlow',
     'SylvesterFlow',

@@ -47,13 +47,13 @@ def checked_number(argument: str, value: Any, minimum: float | None = None) -> f
     return float(value)
 
 
-def checked_hidden_units(hidden_units: Any) -> tuple[int, ...]:
-    """Returns `hidden_units` as a tuple of at least one positive int."""
+def checked_hidden_units(hidden_units: Any, argument: str = 'hidden_units') -> tuple[int, ...]:
+    """Returns the sizes of hidden layers as a tuple of at least one positive int."""
     if isinstance(hidden_units, (str, bytes)) or not isinstance(hidden_units, (Sequence, np.ndarray)):
-        raise TypeError(f'hidden_units: got {hidden_units!r}, expected a sequence of ints such as (320, 320).')
+        raise TypeError(f'{argument}: got {hidden_units!r}, expected a sequence of ints such as (320, 320).')
     if len(hidden_units) == 0:
-        raise ValueError('hidden_units: got no layers, expected at least one, such as (320,) or (320, 320).')
-    return tuple(checked_size('hidden_units', units) for units in hidden_units)
+        raise ValueError(f'{argument}: got no layers, expected at least one, such as (320,) or (320, 320).')
+    return tuple(checked_size(argument, units) for units in hidden_units)
 
 
 def checked_activation(activation: Any, dtype: tf.DType) -> Activation:

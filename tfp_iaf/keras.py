@@ -106,7 +106,8 @@ class PosteriorSampling(SamplingLayer, _Keras3, keras.layers.Layer):
             trained and saved with this one. A distribution cannot be saved in a config, and must have no variables: for
             either, pass a registered function or a layer.
         seed: Seed of the samples. `None` follows `keras.utils.set_random_seed`. Its state is saved with the
-            weights. The replicas of a `tf.distribute` strategy draw different samples.
+            weights. The replicas of a `tf.distribute` strategy draw different samples. Two layers of one model that
+            have the same seed draw the same noise: if one depends on the other, as in a ladder, its density is wrong.
         **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.
 
     Call arguments:
@@ -193,6 +194,9 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
     Args:
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
+        filters: For feature maps, `[batch, H, W, C]`, in the place of `hidden_units`: channels of the hidden layers of
+            a `tfp_iaf.MaskedConvolutionalNetwork` in each step. The context is then a feature map,
+            `[batch, H, W, K]`, and `free_bits_axis=-1` counts free bits by map.
         network: Makes the network of each step, and is called with the arguments of a `MaskedAutoregressiveNetwork`,
             which is the default; see `tfp_iaf.IAFPosterior`. It must make all variables by the `variable_factory` that
             it is called with. To save a model, register it with `keras.saving.register_keras_serializable`.
@@ -207,7 +211,7 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
         **kwargs: `name`, `dtype` and `trainable`, as of any Keras layer.
 
     Raises:
-        ValueError: As `PosteriorSampling`, or if `activation` mixes units.
+        ValueError: As `PosteriorSampling`, or if `activation` mixes units, or `filters` come beside `hidden_units`.
         TypeError: As `PosteriorSampling`, or if `activation` is an object whose variables Keras would not find.
 
     References:

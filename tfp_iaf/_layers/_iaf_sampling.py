@@ -15,8 +15,9 @@ from tfp_iaf._layers._sampling import SamplingLayer
 from tfp_iaf._layers._weights import FlowWeights
 from tfp_iaf.bijectors._inverse_autoregressive_flow import check_inverse
 from tfp_iaf.distributions import IAFPosterior
+from tfp_iaf.distributions._posterior import HIDDEN_UNITS, network_and_units
 from tfp_iaf.networks import Network
-from tfp_iaf.networks._masked import VariableFactory
+from tfp_iaf.networks._common import VariableFactory
 from tfp_iaf.transforms import Transform
 
 __all__ = ['IAFSamplingLayer', 'NetworkFactory', 'checked_network', 'keras_activation']
@@ -30,8 +31,9 @@ class IAFSamplingLayer(SamplingLayer):
     def __init__(
         self,
         num_flows: int = 4,
-        hidden_units: Sequence[int] = (320, 320),
+        hidden_units: Sequence[int] = HIDDEN_UNITS,
         *,
+        filters: Sequence[int] | None = None,
         network: NetworkFactory | None = None,
         transform: str | Transform = 'gated',
         kl_weight: float | None = 1.0,
@@ -50,6 +52,7 @@ class IAFSamplingLayer(SamplingLayer):
         self.num_flows = checked_size('num_flows', num_flows, minimum=0)
         self.hidden_units = checked_hidden_units(hidden_units)
         self.network = checked_network(network)
+        self.filters = None if filters is None else network_and_units(network, hidden_units, filters)[1]
         # Kept as a name: the gate's bias then depends on the number of steps.
         self.transform = transform if transform == 'gated' else transforms.get(transform)
         self.alternate_order = alternate_order
@@ -74,6 +77,7 @@ class IAFSamplingLayer(SamplingLayer):
             self.num_flows,
             self.hidden_units,
             context_shape=self._context_shape,
+            filters=self.filters,
             network=self.network,
             transform=self.transform,
             alternate_order=self.alternate_order,
@@ -108,6 +112,7 @@ class IAFSamplingLayer(SamplingLayer):
             **super().get_config(),
             'num_flows': self.num_flows,
             'hidden_units': list(self.hidden_units),
+            'filters': None if self.filters is None else list(self.filters),
             'network': self._serialize(self.network),
             'transform': self._serialize(self.transform),
             'alternate_order': self.alternate_order,

@@ -16,8 +16,9 @@ from tfp_iaf._layers._base import LayerPart
 from tfp_iaf._layers._iaf_sampling import NetworkFactory, checked_network, keras_activation
 from tfp_iaf._layers._weights import FlowWeights
 from tfp_iaf.distributions import IAFPosterior
+from tfp_iaf.distributions._posterior import HIDDEN_UNITS
 from tfp_iaf.networks import Network
-from tfp_iaf.networks._masked import VariableFactory
+from tfp_iaf.networks._common import VariableFactory
 from tfp_iaf.transforms import Transform
 
 __all__ = ['PosteriorLayer']
@@ -34,9 +35,10 @@ class PosteriorLayer(LayerPart):
         self,
         event_shape: int | Sequence[int] | None = None,
         num_flows: int = 4,
-        hidden_units: Sequence[int] = (320, 320),
+        hidden_units: Sequence[int] = HIDDEN_UNITS,
         *,
         context_shape: int | Sequence[int] | None = None,
+        filters: Sequence[int] | None = None,
         network: NetworkFactory | None = None,
         networks: Sequence[Network] | None = None,
         transform: str | Transform = 'gated',
@@ -54,6 +56,7 @@ class PosteriorLayer(LayerPart):
             num_flows=num_flows,
             hidden_units=hidden_units,
             context_shape=context_shape,
+            filters=filters,
             network=checked_network(network),
             transform=transform if transform == 'gated' else transforms.get(transform),
             alternate_order=alternate_order,
@@ -149,7 +152,7 @@ class PosteriorLayer(LayerPart):
                 f'constructor of a model; or save the weights alone.'
             )
         config = dict(vars(self._arguments))
-        for name in ('event_shape', 'hidden_units', 'context_shape'):
+        for name in ('event_shape', 'hidden_units', 'context_shape', 'filters'):
             value = config[name]
             config[name] = value if value is None or isinstance(value, int) else [int(size) for size in value]
         for name in ('activation', 'network', 'transform'):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfp_iaf import _compat
 from tfp_iaf.distributions import IAFPosterior
-from tfp_iaf.networks._masked import VariableFactory
+from tfp_iaf.networks._common import VariableFactory
 
 __all__ = ['FlowWeights']
 

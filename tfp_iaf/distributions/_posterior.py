@@ -28,13 +28,15 @@ from tfp_iaf.bijectors import InverseAutoregressiveFlow
 from tfp_iaf.bijectors._chain import FlowChain
 from tfp_iaf.bijectors._inverse_autoregressive_flow import check_inverse
 from tfp_iaf.distributions._gaussian import gaussian
-from tfp_iaf.networks import MaskedAutoregressiveNetwork, Network
+from tfp_iaf.networks import MaskedAutoregressiveNetwork, MaskedConvolutionalNetwork, Network
 from tfp_iaf.networks._base import signature_of
-from tfp_iaf.networks._masked import VariableFactory
+from tfp_iaf.networks._common import VariableFactory
 from tfp_iaf.transforms import Gated, Transform
 
-__all__ = ['IAFPosterior', 'check_defaults']
+__all__ = ['HIDDEN_UNITS', 'IAFPosterior', 'check_defaults', 'network_and_units']
 
+# Of a dense network, unless told otherwise.
+HIDDEN_UNITS = (320, 320)
 _DEFAULT_NAME = 'iaf_posterior'
 
 # Arguments that do not make networks.
@@ -54,6 +56,8 @@ class IAFPosterior(tf.Module):
         num_flows: Number of steps T; 0 gives the diagonal Gaussian.
         hidden_units: Units of the hidden layers of each step's network.
         context_shape: Shape of the context h, an int or a sequence of ints, or `None`.
+        filters: For z of shape `[H, W, C]`, in the place of `hidden_units`: channels of the hidden layers of a
+            `MaskedConvolutionalNetwork`. The context is then a feature map, `[H, W, K]`.
         network: Makes the network of a step. It is called with the arguments of a `MaskedAutoregressiveNetwork`, which
             is the default: `event_shape` and `hidden_units`, and `context_shape`, `params`, `activation`, `order`,
             `seed`, `dtype`, `variable_factory` and `name` as keywords.
@@ -107,9 +111,10 @@ class IAFPosterior(tf.Module):
         self,
         event_shape: int | Sequence[int] | None = None,
         num_flows: int = 4,
-        hidden_units: Sequence[int] = (320, 320),
+        hidden_units: Sequence[int] = HIDDEN_UNITS,
         *,
         context_shape: int | Sequence[int] | None = None,
+        filters: Sequence[int] | None = None,
         network: Callable[..., Network] | None = None,
         networks: Sequence[Network] | None = None,
         transform: str | Transform = 'gated',
@@ -144,12 +149,12 @@ class IAFPosterior(tf.Module):
         num_flows = checked_size('num_flows', num_flows, minimum=0)
         self._transform = _transform_of(transform, num_flows)
         # Checked here for a posterior without steps, in which nothing else would.
-        hidden_units, activation = checked_hidden_units(hidden_units), checked_activation(activation, self._dtype)
-        make, rng = network or MaskedAutoregressiveNetwork, random_generator(seed)
+        make, units = network_and_units(network, hidden_units, filters)
+        activation, rng = checked_activation(activation, self._dtype), random_generator(seed)
         self._networks = tuple(
             make(
                 self._event_shape,
-                hidden_units,
+                units,
                 context_shape=self._context_shape,
                 params=self._transform.params,
                 activation=activation,
@@ -246,6 +251,22 @@ class IAFPosterior(tf.Module):
         ]
         # A Chain applies its last bijector first.
         return FlowChain(steps[::-1], name=f'{self.name}/')
+
+
+def network_and_units(
+    network: Callable[..., Network] | None, hidden_units: Sequence[int], filters: Sequence[int] | None
+) -> tuple[Callable[..., Network], tuple[int, ...]]:
+    """Returns what makes the network of a step, and the sizes of its hidden layers."""
+    units = checked_hidden_units(hidden_units)
+    if filters is None:
+        return network or MaskedAutoregressiveNetwork, units
+    for argument, given in (('hidden_units', units != HIDDEN_UNITS), ('network', network is not None)):
+        if given:
+            raise ValueError(
+                f'filters: got {filters!r} beside {argument}, expected one of the two: filters make a '
+                f'MaskedConvolutionalNetwork, hidden_units a dense one, and a network of your own gets hidden_units.'
+            )
+    return MaskedConvolutionalNetwork, checked_hidden_units(filters, 'filters')
 
 
 def _transform_of(transform: str | Transform, num_flows: int) -> Transform:

@@ -70,7 +70,7 @@ def inverted(
     elif method == 'auto' and hasattr(network, 'masked_layers'):
         x, log_derivatives, image = blockwise(network.masked_layers(context), transform, events)
     else:
-        x, log_derivatives, image = fixed_point(parameters_by_entry, transform, events)
+        x, log_derivatives, image = fixed_point(parameters_by_entry, transform, events, getattr(network, 'depth', None))
     tolerance = 4000 * round_off(y.dtype)
     is_close = tf.abs(image - events) <= tolerance * (largest(events) + tf.exp(log_derivatives) * tf.abs(x))
     is_solved = is_known & is_valid & are_in_range(x) & tf.reduce_all(is_close, axis=-1, keepdims=True)

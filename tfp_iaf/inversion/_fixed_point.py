@@ -18,7 +18,9 @@ Parameters = Callable[[tf.Tensor], tf.Tensor]
 Gradient = Callable[..., tuple[tf.Tensor, ...]]
 
 
-def fixed_point(parameters: Parameters, transform: Transform, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def fixed_point(
+    parameters: Parameters, transform: Transform, y: tf.Tensor, depth: int | None = None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     r"""Inverts a step whose parameters are autoregressive, in any order, by iterations over all entries at once.
 
     $$x \leftarrow t^{-1}(y;\ \mathrm{params}(x))$$
@@ -31,6 +33,8 @@ def fixed_point(parameters: Parameters, transform: Transform, y: tf.Tensor) -> t
         parameters: The network, with its context: `[..., D]` to `[..., D, P]`.
         transform: The elementwise transform.
         y: `[..., D]`.
+        depth: How many iterations suffice, if that is known to be less than D: the number of entries in the longest
+            chain in which each depends on the one before.
 
     Returns:
         x: `[..., D]`, the leading shape of `y` broadcast against that of the parameters.
@@ -40,7 +44,7 @@ def fixed_point(parameters: Parameters, transform: Transform, y: tf.Tensor) -> t
     Gradients are those of the implicit function theorem. With $J = \partial f / \partial x$ and $w$ the solution of
     $J^T w = g$, the point gets $w$, and context and variables get $-w^T \partial f / \partial\theta$. Memory does not
     grow with the number of iterations. A second derivative raises an error. While `tf.vectorized_map` traces, which
-    drops custom gradients, all D iterations are made, and autodiff goes through them.
+    drops custom gradients, all iterations that may be needed are made, and autodiff goes through them.
 
     Cost: at most D + 1 network passes; for a gradient, at most D + 1 backward passes more.
 
@@ -56,30 +60,30 @@ def fixed_point(parameters: Parameters, transform: Transform, y: tf.Tensor) -> t
     >>> x.numpy().tolist(), log_derivatives.numpy().tolist()
     ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
     """
-    event_size = tf.shape(y)[-1] if y.shape[-1] is None else y.shape[-1]
+    if depth is None:
+        depth = tf.shape(y)[-1] if y.shape[-1] is None else y.shape[-1]
     differentiable = _compat.is_vectorizing()
 
     def update(x: tf.Tensor) -> tuple[tf.Tensor, tuple[()]]:
         return transform.inverse(y, parameters(x))[0], ()
 
-    solution, _ = iterated(update, y, event_size, largest(y), sizes(y), differentiable)
+    solution, _ = iterated(update, y, depth, largest(y), sizes(y), differentiable)
     # What overflowed will be NaN; evaluated at zero, it leaves no NaN in the gradients of other events.
     in_range = are_in_range(solution)
     solution = tf.where(in_range, solution, tf.zeros([], y.dtype))
     if differentiable:
         image, log_derivatives = transform.forward(solution, parameters(solution))
     else:
-        solution, log_derivatives, image = _implicit(parameters, transform, solution, y)
+        solution, log_derivatives, image = _implicit(parameters, transform, solution, y, depth)
     # Not the image of what overflowed, which was not evaluated.
     return solution, log_derivatives, tf.where(in_range, tf.stop_gradient(image), y.dtype.max)
 
 
 def _implicit(
-    parameters: Parameters, transform: Transform, solution: tf.Tensor, y: tf.Tensor
+    parameters: Parameters, transform: Transform, solution: tf.Tensor, y: tf.Tensor, depth: int | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Evaluates the step at a solution of f(x) = y; x and log-derivatives returned carry the implicit gradient."""
     solution = tf.stop_gradient(solution)
-    size = tf.shape(solution)[-1] if solution.shape[-1] is None else solution.shape[-1]
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(solution)
         image, log_derivatives = transform.forward(solution, parameters(solution))
@@ -98,7 +102,7 @@ def _implicit(
                 return w + (total - tape.gradient(image, solution, w)) / slope, ()
 
             start = total / slope
-            w, _ = iterated(update, start, size, largest(start), sizes(start))
+            w, _ = iterated(update, start, depth, largest(start), sizes(start))
             w = first_order_only(w, dx, dlog_derivatives, *sources)
             return -w, dlog_derivatives, w
 

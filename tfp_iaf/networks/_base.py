@@ -25,11 +25,13 @@ class Network(Protocol):
     Shapes: x `[..., *event_shape]`, context `[..., *context_shape]`, result `[..., *event_shape, P]`; leading shapes
     broadcast. Dtype: `dtype`, for the arguments and the result. Cost: a step makes one call per sample.
 
-    A network may have more methods, which a step then uses:
+    A network may have more, which a step then uses:
 
     - `invert_step(transform, y, context)` returns x and the log-derivatives of the transform at x, both of the shape of
       y: an inverse that beats the fixed-point iteration. One more pass checks it.
     - `masked_layers(context)` returns its `MaskedLayers`, for which a step is inverted block by block.
+    - `depth`, an int, bounds the iterations of the inverse: the number of entries in the longest chain in which each
+      depends on the one before. By default that is the number of entries.
     - `unchecked_call(x, context)` does what calling it does, without checking arguments that the step has checked.
 
     Attributes:

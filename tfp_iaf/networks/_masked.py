@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_iaf._checks import (
-    Activation,
-    check_batches,
-    checked_activation,
-    checked_context,
-    checked_dtype,
-    checked_event,
-    checked_hidden_units,
-    checked_shape,
-    checked_size,
-)
+from tfp_iaf._checks import Activation, checked_hidden_units
 from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of, reshaped, rows_of
-from tfp_iaf._tracking import check_keras_tracks
 from tfp_iaf.networks import _masks
 from tfp_iaf.networks._base import MaskedLayers
+from tfp_iaf.networks._common import MaskedNetwork, VariableFactory, plus_offset
 from tfp_iaf.networks._kernels import MaskedKernel, gather, num_blocks_for
 
-__all__ = ['MaskedAutoregressiveNetwork', 'VariableFactory']
-
-VariableFactory = Callable[[str, np.ndarray], tf.Variable]
-
-# The outputs start small, so that a step starts close to the identity.
-_OUTPUT_SCALE = 0.1
+__all__ = ['MaskedAutoregressiveNetwork']
 
 
-class MaskedAutoregressiveNetwork(tf.Module):
+class MaskedAutoregressiveNetwork(MaskedNetwork):
     r"""A masked network whose parameters for an entry depend on the entries before it and on all of a context.
 
     $$v^1 = a(x (W^1 \odot M^1) + h U + b^1), \quad v^{l+1} = a(v^l (W^{l+1} \odot M^{l+1}) + b^{l+1}), \quad
@@ -109,49 +93,16 @@ class MaskedAutoregressiveNetwork(tf.Module):
         variable_factory: VariableFactory | None = None,
         name: str = 'masked_autoregressive_network',
     ) -> None:
-        super().__init__(name=name)
-        self._event_shape = checked_shape('event_shape', event_shape)
+        super().__init__(event_shape, context_shape, params, activation, dtype, name)
         self._hidden_units = checked_hidden_units(hidden_units)
-        self._context_shape: Any = None
-        if context_shape is not None:
-            self._context_shape = checked_shape('context_shape', context_shape)
-        self._params = checked_size('params', params)
-        self._dtype = checked_dtype(dtype)
-        self._activation = checked_activation(activation, self._dtype)
         rng = random_generator(seed)
         self._event_size = self._event_shape.num_elements()
         self._order = _masks.permutation(order, self._event_size, rng)
         layers = _masks.degrees(self._event_size, self._hidden_units, self._params, self._context_shape is not None)
         self._masked_kernels = tuple(MaskedKernel(layers, layer) for layer in range(len(layers) - 1))
         self._largest_kernel = max(kernel.mask.size for kernel in self._masked_kernels)
-        self._build(rng, variable_factory or _make_variable)
-
-    def _build(self, rng: np.random.Generator, make_variable: VariableFactory) -> None:
-        dtype = self._dtype.as_numpy_dtype
-
-        def normal(rows: int, fan_in: np.ndarray, scale: float = 1.0) -> np.ndarray:
-            # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
-            # pre-activation of the same variance.
-            return (scale * rng.standard_normal([rows, fan_in.size]) / np.sqrt(np.maximum(fan_in, 1))).astype(dtype)
-
-        kernels, biases = [], []
-        self._context_kernel = None
-        for i, kernel in enumerate(self._masked_kernels):
-            mask = kernel.mask
-            fan_in = mask.sum(axis=0)
-            if i == 0 and self._context_shape is not None:
-                context_size = self._context_shape.num_elements()
-                fan_in = fan_in + context_size
-                self._context_kernel = make_variable('context_kernel', normal(context_size, fan_in))
-            scale = _OUTPUT_SCALE if i == len(self._masked_kernels) - 1 else 1.0
-            kernels.append(make_variable(f'kernel_{i}', normal(mask.shape[0], fan_in, scale) * mask))
-            biases.append(make_variable(f'bias_{i}', np.zeros(mask.shape[1], dtype)))
-        self._kernels, self._biases = tuple(kernels), tuple(biases)
-
-    @property
-    def event_shape(self) -> tf.TensorShape:
-        """Shape of an event."""
-        return self._event_shape
+        context_size = None if self._context_shape is None else self._context_shape.num_elements()
+        self._make_variables([kernel.mask for kernel in self._masked_kernels], context_size, rng, variable_factory)
 
     @property
     def hidden_units(self) -> tuple[int, ...]:
@@ -159,49 +110,12 @@ class MaskedAutoregressiveNetwork(tf.Module):
         return self._hidden_units
 
     @property
-    def context_shape(self) -> tf.TensorShape | None:
-        """Shape of the context, or `None`."""
-        return self._context_shape
-
-    @property
-    def params(self) -> int:
-        """Parameters per entry."""
-        return self._params
-
-    @property
     def order(self) -> np.ndarray:
         """The indices of the entries, in the order in which they come."""
         return self._order.copy()
 
-    @property
-    def dtype(self) -> tf.DType:
-        """Dtype of the variables and of the outputs."""
-        return self._dtype
-
-    @property
-    def variables(self) -> tuple[tf.Variable, ...]:
-        """All variables; as `tf.Module` finds them, but without its search through all attributes."""
-        context = () if self._context_kernel is None else (self._context_kernel,)
-        return (*context, *self._kernels, *self._biases)
-
-    def __repr__(self) -> str:
-        context = None if self._context_shape is None else self._context_shape.as_list()
-        return (
-            f'<{type(self).__name__} {self.name!r}: event_shape={self._event_shape.as_list()}, '
-            f'hidden_units={self._hidden_units}, context_shape={context}, params={self._params}, '
-            f'dtype={self._dtype.name}>'
-        )
-
-    def __call__(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns the parameters `[..., *event_shape, P]` of every entry of `x`; see the class."""
-        x = checked_event('x', x, self._event_shape, self._dtype, self)
-        context = checked_context(context, self._context_shape, self._dtype, self)
-        check_keras_tracks(self.variables)
-        if context is not None:
-            check_batches(
-                lead_of(context, self._context_shape.rank).static, 'x', lead_of(x, self._event_shape.rank).static
-            )
-        return self.unchecked_call(x, context)
+    def _repr_of_layers(self) -> str:
+        return f'hidden_units={self._hidden_units}'
 
     def unchecked_call(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
         """Does what calling the network does, for arguments that were checked before."""
@@ -209,16 +123,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         values = gather(rows_of(x, self._event_size), self._order, axis=1)
         num_blocks = self._num_blocks(values)
         sums = layers.kernels[0](values, layers.weights[0], num_blocks)
-        lead, first = lead_of(x, self._event_shape.rank), layers.offsets[0]
-        if first.shape.rank == 1 or (first.shape.rank == 2 and lead.static.rank in (0, 1)):
-            # No context, or one for each event of a flat batch: it broadcasts as it is.
-            sums += first
-            if first.shape.rank == 2:
-                lead = lead_of(sums, 1)
-        else:
-            sums = reshaped(sums, lead, [self._hidden_units[0]]) + first
-            lead = lead_of(sums, 1)
-            sums = rows_of(sums, self._hidden_units[0])
+        sums, lead = plus_offset(sums, lead_of(x, self._event_shape.rank), layers.offsets[0], [self._hidden_units[0]])
         for kernel, weights, offset in zip(layers.kernels[1:], layers.weights[1:], layers.offsets[1:], strict=True):
             sums = kernel(layers.activation(sums), weights, num_blocks) + offset
         outputs = gather(tf.reshape(sums, [-1, self._event_size, self._params]), np.argsort(self._order), axis=1)
@@ -230,21 +135,17 @@ class MaskedAutoregressiveNetwork(tf.Module):
 
     def masked_layers(self, context: tf.Tensor | None = None) -> MaskedLayers:
         """Returns the layers for a context that was checked before, as the blockwise inverse takes them."""
-        biases = [tf.convert_to_tensor(bias) for bias in self._biases]
+        first, *offsets = (tf.convert_to_tensor(bias) for bias in self._biases)
         if context is not None:
             context = tf.convert_to_tensor(context)
             rows = rows_of(context, self._context_shape.num_elements())
-            share = tf.matmul(rows, self._context_kernel) + biases[0]
-            biases[0] = reshaped(share, lead_of(context, self._context_shape.rank), [self._hidden_units[0]])
+            share = tf.matmul(rows, self._context_kernel) + first
+            first = reshaped(share, lead_of(context, self._context_shape.rank), [self._hidden_units[0]])
         return MaskedLayers(
             order=self._order,
             kernels=self._masked_kernels,
             weights=[tf.convert_to_tensor(kernel) for kernel in self._kernels],
-            offsets=biases,
+            offsets=[first, *offsets],
             activation=self._activation,
             params=self._params,
         )
-
-
-def _make_variable(name: str, value: np.ndarray) -> tf.Variable:
-    return tf.Variable(value, name=name)

@@ -8,6 +8,10 @@ Autoencoder for Distribution Estimation", https://arxiv.org/abs/1502.03509, Eq. 
 
 Degrees are sorted within each layer. Every mask is then block triangular: the units that depend on a prefix of the
 entries are a prefix of their layer.
+
+In a convolution the ranks are those of the channels within a pixel: a unit of degree d sees all channels of the pixels
+before its own, and the first d channels of its own. See Eq. `convolution-masks` of the mathematics
+page.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ['degrees', 'hidden_degrees', 'mask', 'permutation', 'runs']
+__all__ = ['convolution_mask', 'degrees', 'hidden_degrees', 'mask', 'permutation', 'runs']
 
 _NAMED_ORDERS = ('left-to-right', 'right-to-left', 'random')
 
@@ -96,6 +100,26 @@ def mask(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     [[0, 1, 1], [0, 0, 1]]
     """
     return outputs[np.newaxis, :] >= inputs[:, np.newaxis]
+
+
+def convolution_mask(inputs: np.ndarray, outputs: np.ndarray, kernel_size: int, reverse: bool = False) -> np.ndarray:
+    """Returns the boolean mask of a convolution over pixels in raster order, from the degrees of two layers' channels.
+
+    The pixels before are all of `kernel_size // 2` rows, and those to the left in the pixel's own row, which is the
+    last. With `reverse`, pixels come in the reverse of raster order, and the pixel's own row is the first.
+
+    Returns:
+        `[1 + kernel_size // 2, kernel_size, len(inputs), len(outputs)]`.
+
+    >>> convolution_mask(np.array([1]), np.array([0]), kernel_size=3)[..., 0, 0].astype(int).tolist()
+    [[1, 1, 1], [1, 0, 0]]
+    """
+    radius = kernel_size // 2
+    permitted = np.zeros([1 + radius, kernel_size, inputs.size, outputs.size], bool)
+    permitted[:radius] = True
+    permitted[radius, :radius] = True
+    permitted[radius, radius] = mask(inputs, outputs)
+    return permitted[::-1, ::-1] if reverse else permitted
 
 
 def runs(layers: Sequence[np.ndarray], num_blocks: int) -> list[list[slice]]:
