@@ -146,8 +146,10 @@ def _solver(
             w, cotangents = transposed.solve(num_blocks)
             w, *cotangents = (first_order_only(value, dx, dlog_derivatives, y, *tensors) for value in (w, *cotangents))
             of_weights = [
-                kernel.whole(tf.matmul(value, cotangent, transpose_a=True))
-                for kernel, value, cotangent in zip(layers.kernels, transposed.values, cotangents, strict=True)
+                kernel.whole(tf.matmul(value, cotangent * factors, transpose_a=True))
+                for kernel, value, cotangent, factors in zip(
+                    layers.kernels, transposed.values, cotangents, layers.scales, strict=True
+                )
             ]
             of_biases = [tf.reduce_sum(cotangent, axis=0) for cotangent in cotangents[1:]]
             return w, cotangents[0], *of_weights, *of_biases
@@ -175,14 +177,14 @@ def _solve(
     outputs: list[list[tf.Tensor]] = [[] for _ in runs]
     for b, entries in enumerate(runs[0][0]):
         across, squares = [], []
-        for kernel, weight, offset, known, (rows, columns) in zip(
-            layers.kernels, weights, offsets, inputs, runs, strict=True
+        for kernel, weight, factors, offset, known, (rows, columns) in zip(
+            layers.kernels, weights, layers.scales, offsets, inputs, runs, strict=True
         ):
-            share = offset[..., columns[b]]
+            share, factor = offset[..., columns[b]], factors[columns[b]]
             if b:
-                share += product(_joined(known), weight[: rows[b].start, columns[b]])
+                share += product(_joined(known), weight[: rows[b].start, columns[b]]) * factor
             across.append(share)
-            squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]))
+            squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]) * factor)
         target = y[:, entries]
 
         def update(
@@ -252,10 +254,14 @@ class _Transposed:
         for b in reversed(range(num_blocks)):
             entries = runs[0][0][b]
             across, squares = [], []
-            for kernel, weight, later, (rows, columns) in zip(kernels, self._weights, cotangents, runs, strict=True):
-                strip = weight[rows[b], columns[b].stop :]
-                across.append(product(_joined(later), strip, transposed=True) if later else None)
-                squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]))
+            for kernel, weight, factors, later, (rows, columns) in zip(
+                kernels, self._weights, self._layers.scales, cotangents, runs, strict=True
+            ):
+                end = columns[b].stop
+                across.append(
+                    product(_joined(later) * factors[end:], weight[rows[b], end:], transposed=True) if later else None
+                )
+                squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]) * factors[columns[b]])
 
             def update(
                 w: tf.Tensor,

@@ -95,6 +95,7 @@ class MaskedLayers:
         order: The indices of the entries, in the order in which they come.
         kernels: How the kernel of each layer is masked and multiplied: `MaskedKernel` objects.
         weights: The kernel of each layer, `[units in, units out]`.
+        scales: What each layer multiplies the product by, `[units]`.
         offsets: What each layer adds to the product, `[units]`; for the first one, `[..., units]`, the context's share
             included.
         activation: The activation of the hidden layers.
@@ -104,6 +105,7 @@ class MaskedLayers:
     order: np.ndarray
     kernels: Sequence[Any]
     weights: Sequence[tf.Tensor]
+    scales: Sequence[np.ndarray]
     offsets: Sequence[tf.Tensor]
     activation: Activation
     params: int

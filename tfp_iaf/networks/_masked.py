@@ -32,6 +32,9 @@ VariableFactory = Callable[[str, np.ndarray], tf.Variable]
 
 # The outputs start small, so that a step starts close to the identity.
 _OUTPUT_SCALE = 0.1
+# An optimizer such as Adam moves every weight by the learning rate, and so a sum of n of them by about n times that,
+# however small its share of the loss. Sums of more terms than these are divided, and their weights multiplied.
+_MOST_TERMS_HIDDEN, _MOST_TERMS_OUTPUT = 64, 16
 
 
 class MaskedAutoregressiveNetwork(tf.Module):
@@ -129,24 +132,26 @@ class MaskedAutoregressiveNetwork(tf.Module):
     def _build(self, rng: np.random.Generator, make_variable: VariableFactory) -> None:
         dtype = self._dtype.as_numpy_dtype
 
-        def normal(rows: int, fan_in: np.ndarray, scale: float = 1.0) -> np.ndarray:
-            # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
-            # pre-activation of the same variance.
-            return (scale * rng.standard_normal([rows, fan_in.size]) / np.sqrt(np.maximum(fan_in, 1))).astype(dtype)
+        def normal(rows: int, spread: np.ndarray) -> np.ndarray:
+            return (spread * rng.standard_normal([rows, spread.size])).astype(dtype)
 
-        kernels, biases = [], []
+        kernels, biases, scales = [], [], []
         self._context_kernel = None
         for i, kernel in enumerate(self._masked_kernels):
             mask = kernel.mask
-            fan_in = mask.sum(axis=0)
-            if i == 0 and self._context_shape is not None:
-                context_size = self._context_shape.num_elements()
-                fan_in = fan_in + context_size
-                self._context_kernel = make_variable('context_kernel', normal(context_size, fan_in))
-            scale = _OUTPUT_SCALE if i == len(self._masked_kernels) - 1 else 1.0
-            kernels.append(make_variable(f'kernel_{i}', normal(mask.shape[0], fan_in, scale) * mask))
+            is_last = i == len(self._masked_kernels) - 1
+            context_size = 0 if i or self._context_shape is None else self._context_shape.num_elements()
+            # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
+            # pre-activation of the same variance.
+            fan_in = np.maximum(mask.sum(axis=0) + context_size, 1)
+            scale = np.minimum((_MOST_TERMS_OUTPUT if is_last else _MOST_TERMS_HIDDEN) / fan_in, 1.0)
+            spread = (_OUTPUT_SCALE if is_last else 1.0) / np.sqrt(fan_in) / scale
+            if context_size:
+                self._context_kernel = make_variable('context_kernel', normal(context_size, spread))
+            kernels.append(make_variable(f'kernel_{i}', normal(mask.shape[0], spread) * mask))
             biases.append(make_variable(f'bias_{i}', np.zeros(mask.shape[1], dtype)))
-        self._kernels, self._biases = tuple(kernels), tuple(biases)
+            scales.append(scale.astype(dtype))
+        self._kernels, self._biases, self._scales = tuple(kernels), tuple(biases), tuple(scales)
 
     @property
     def event_shape(self) -> tf.TensorShape:
@@ -208,7 +213,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         layers = self.masked_layers(context)
         values = gather(rows_of(x, self._event_size), self._order, axis=1)
         num_blocks = self._num_blocks(values)
-        sums = layers.kernels[0](values, layers.weights[0], num_blocks)
+        sums = layers.kernels[0](values, layers.weights[0], num_blocks) * layers.scales[0]
         lead, first = lead_of(x, self._event_shape.rank), layers.offsets[0]
         if first.shape.rank == 1 or (first.shape.rank == 2 and lead.static.rank in (0, 1)):
             # No context, or one for each event of a flat batch: it broadcasts as it is.
@@ -219,8 +224,10 @@ class MaskedAutoregressiveNetwork(tf.Module):
             sums = reshaped(sums, lead, [self._hidden_units[0]]) + first
             lead = lead_of(sums, 1)
             sums = rows_of(sums, self._hidden_units[0])
-        for kernel, weights, offset in zip(layers.kernels[1:], layers.weights[1:], layers.offsets[1:], strict=True):
-            sums = kernel(layers.activation(sums), weights, num_blocks) + offset
+        for kernel, weights, scale, offset in zip(
+            layers.kernels[1:], layers.weights[1:], layers.scales[1:], layers.offsets[1:], strict=True
+        ):
+            sums = kernel(layers.activation(sums), weights, num_blocks) * scale + offset
         outputs = gather(tf.reshape(sums, [-1, self._event_size, self._params]), np.argsort(self._order), axis=1)
         return reshaped(outputs, lead, [*self._event_shape, self._params])
 
@@ -234,12 +241,13 @@ class MaskedAutoregressiveNetwork(tf.Module):
         if context is not None:
             context = tf.convert_to_tensor(context)
             rows = rows_of(context, self._context_shape.num_elements())
-            share = tf.matmul(rows, self._context_kernel) + biases[0]
+            share = tf.matmul(rows, self._context_kernel) * self._scales[0] + biases[0]
             biases[0] = reshaped(share, lead_of(context, self._context_shape.rank), [self._hidden_units[0]])
         return MaskedLayers(
             order=self._order,
             kernels=self._masked_kernels,
             weights=[tf.convert_to_tensor(kernel) for kernel in self._kernels],
+            scales=self._scales,
             offsets=biases,
             activation=self._activation,
             params=self._params,
