@@ -15,6 +15,17 @@ from tfp_iaf._caching import CachedBijector, Dependencies
 __all__ = ['LocScale', 'support_of']
 
 
+@tf.custom_gradient
+def without_lost_gradients(z: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Returns z; its gradient is zero for the events, `[..., D]`, for which that of what follows is not finite."""
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        is_finite = tf.reduce_all(tf.math.is_finite(upstream), axis=-1, keepdims=True)
+        return tf.where(is_finite, upstream, tf.zeros([], upstream.dtype))
+
+    return tf.identity(z), gradient
+
+
 class LocScale(CachedBijector):
     """y = loc + scale * x; unlike `tfb.Shift` and `tfb.Scale` it keeps no results of variables that have changed."""
 
@@ -29,7 +40,7 @@ class LocScale(CachedBijector):
 
     def _augmented_forward(self, x: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
         scale = tf.convert_to_tensor(self._scale)
-        return self._loc + scale * x, self._attributes(scale)
+        return without_lost_gradients(self._loc + scale * x), self._attributes(scale)
 
     def _augmented_inverse(self, y: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
         scale = tf.convert_to_tensor(self._scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,15 @@ from tfp_iaf.bijectors._chain import FlowChain
 from tfp_iaf.distributions._gaussian import gaussian
 from tfp_iaf.distributions._posterior import IAFPosterior
 from tfp_iaf.distributions._support import LocScale, support_of
-from tfp_iaf.networks import Network
+from tfp_iaf.networks import MaskedAutoregressiveNetwork, Network
 from tfp_iaf.transforms import Transform
 
 __all__ = ['build_iaf_surrogate_posterior']
 
 # Of a hidden layer, by default: enough for a density of few entries to bend.
 _FEWEST_UNITS = 32
+# Variational inference takes learning rates ten times those of VAEs, and its targets can overflow.
+_BASE_WIDTH = 16
 
 
 def build_iaf_surrogate_posterior(
@@ -148,6 +151,7 @@ def build_iaf_surrogate_posterior(
             event_size,
             num_flows,
             (max(event_size, _FEWEST_UNITS),) * 2 if hidden_units is None else hidden_units,
+            network=functools.partial(MaskedAutoregressiveNetwork, base_width=_BASE_WIDTH),
             transform=transform,
             activation=activation,
             alternate_order=alternate_order,

@@ -32,16 +32,14 @@ VariableFactory = Callable[[str, np.ndarray], tf.Variable]
 
 # The outputs start small, so that a step starts close to the identity.
 _OUTPUT_SCALE = 0.1
-# An optimizer such as Adam moves every weight by the learning rate, and so a sum of n of them by about n times that,
-# however small its share of the loss. Sums of more terms than these are divided, and their weights multiplied.
-_MOST_TERMS_HIDDEN, _MOST_TERMS_OUTPUT = 64, 16
 
 
 class MaskedAutoregressiveNetwork(tf.Module):
     r"""A masked network whose parameters for an entry depend on the entries before it and on all of a context.
 
-    $$v^1 = a(x (W^1 \odot M^1) + h U + b^1), \quad v^{l+1} = a(v^l (W^{l+1} \odot M^{l+1}) + b^{l+1}), \quad
-      \mathrm{params} = v^L (W^{L+1} \odot M^{L+1}) + b^{L+1}$$
+    $$v^1 = a(c^1 \odot (x (W^1 \odot M^1) + h U) + b^1), \quad
+      v^{l+1} = a(c^{l+1} \odot v^l (W^{l+1} \odot M^{l+1}) + b^{l+1}), \quad
+      \mathrm{params} = c^{L+1} \odot v^L (W^{L+1} \odot M^{L+1}) + b^{L+1}$$
 
     with masks M such that $\mathrm{params}_i$ is a function of $x_{<i}$ and of the context h. "Before" refers to the
     network's `order`. Masks are applied at every call, so nothing that is stored in the kernels, by an optimizer, an
@@ -51,8 +49,13 @@ class MaskedAutoregressiveNetwork(tf.Module):
     Every output reacts to every entry before it if each hidden layer has at least D - 1 units (D with a context),
     where D is the number of entries of an event.
 
-    Checkpoints depend on the architecture alone: each kernel is one matrix `[units in, units out]`, with rows and
-    columns sorted by degree.
+    The constants c make training independent of the width. An optimizer such as Adam moves each weight by the learning
+    rate, however small its share, and so a sum of n terms by n times that. A sum of n terms, n above the `base_width`,
+    is scaled by c = base_width / n, and its weights start larger in turn. A network as wide as that or narrower is an
+    ordinary one.
+
+    Checkpoints depend on the architecture alone: each kernel is one matrix W, `[units in, units out]`, with rows and
+    columns sorted by degree, as it is before the scaling by c.
 
     Args:
         event_shape: Shape of an event, an int or a sequence of ints. `[8, 8, 3]` is one event of 192 entries.
@@ -62,6 +65,8 @@ class MaskedAutoregressiveNetwork(tf.Module):
         activation: Name of a function of `tf.nn`, or a callable that acts on each unit by itself and has no variables.
         order: `'left-to-right'`, `'right-to-left'`, `'random'`, or a permutation of `range(D)` that lists the entries
             as they come (those of `tf.reshape(x, [-1])`). A step that needs another order needs no `tfb.Permute`.
+        base_width: Of how many terms a sum may have before it is scaled down; see above. Lower it where a high learning
+            rate makes a fit unstable.
         seed: Seed of the initial weights and of a random order. `None` follows TensorFlow's global seed.
         dtype: `tf.float32` or `tf.float64`: dtype of the variables and of all that is computed.
         variable_factory: Makes the variables, from a name and an initial value. A Keras layer passes its own.
@@ -107,6 +112,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         params: int = 2,
         activation: str | Activation = 'elu',
         order: str | Sequence[int] | np.ndarray = 'left-to-right',
+        base_width: int = 320,
         seed: int | None = None,
         dtype: tf.DType = tf.float32,
         variable_factory: VariableFactory | None = None,
@@ -119,6 +125,7 @@ class MaskedAutoregressiveNetwork(tf.Module):
         if context_shape is not None:
             self._context_shape = checked_shape('context_shape', context_shape)
         self._params = checked_size('params', params)
+        self._base_width = checked_size('base_width', base_width)
         self._dtype = checked_dtype(dtype)
         self._activation = checked_activation(activation, self._dtype)
         rng = random_generator(seed)
@@ -144,8 +151,11 @@ class MaskedAutoregressiveNetwork(tf.Module):
             # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
             # pre-activation of the same variance.
             fan_in = np.maximum(mask.sum(axis=0) + context_size, 1)
-            scale = np.minimum((_MOST_TERMS_OUTPUT if is_last else _MOST_TERMS_HIDDEN) / fan_in, 1.0)
-            spread = (_OUTPUT_SCALE if is_last else 1.0) / np.sqrt(fan_in) / scale
+            scale = np.minimum(self._base_width / fan_in, 1.0)
+            # A hidden unit keeps its variance in a wide network; the outputs shrink, like the steps of the optimizer.
+            spread = 1.0 / (np.sqrt(fan_in) * scale)
+            if is_last:
+                spread = _OUTPUT_SCALE / np.sqrt(fan_in * scale)
             if context_size:
                 self._context_kernel = make_variable('context_kernel', normal(context_size, spread))
             kernels.append(make_variable(f'kernel_{i}', normal(mask.shape[0], spread) * mask))
