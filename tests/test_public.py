@@ -27,6 +27,7 @@ MODULES = ['tfp_iaf', *sorted(module.name for module in pkgutil.walk_packages(tf
 LAYERS = (
     '_version',
     '_numerics',
+    '_pareto',
     '_checks',
     '_random',
     '_shapes',
@@ -39,6 +40,7 @@ LAYERS = (
     'bijectors',
     'distributions',
     'objectives',
+    'diagnostics',
     '_layers',
     'keras',
     'tf_keras',
@@ -66,6 +68,7 @@ def test_names_of_the_package():
         'SylvesterFlow',
         '__version__',
         'build_iaf_surrogate_posterior',
+        'diagnostics',
         'keras',
         'networks',
         'objectives',
@@ -79,10 +82,11 @@ def test_names_of_the_package():
 @pytest.mark.parametrize(
     ('module', 'names'),
     [
+        (tfp_iaf.diagnostics, ['Diagnosis', 'diagnose']),
         (tfp_iaf.keras, KERAS_NAMES),
         (tfp_iaf.tf_keras, KERAS_NAMES),
         (tfp_iaf.networks, ['MaskedAutoregressiveNetwork', 'Network']),
-        (tfp_iaf.objectives, ['free_bits']),
+        (tfp_iaf.objectives, ['free_bits', 'path_derivative']),
         (tfp_iaf.transforms, ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
