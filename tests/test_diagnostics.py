@@ -82,6 +82,13 @@ def test_shape_of_a_tail(k):
     np.testing.assert_allclose(np.ptp(smoothed[bulk] - log_weights[bulk]), 0, atol=1e-9)
 
 
+@pytest.mark.parametrize(('log_weights', 'k'), [(np.zeros(1000), -np.inf), (np.arange(1000.0) ** 2, np.inf)])
+def test_no_tail_and_a_single_weight(log_weights, k):
+    smoothed, k_hat = _pareto.smoothed(log_weights)
+    assert k_hat == k
+    np.testing.assert_allclose(smoothed.max(), 0 if k > 0 else -np.log(1000))
+
+
 def test_smoothing_agrees_with_arviz():
     psis = pytest.importorskip('arviz_stats.base').array_stats
     log_weights = np.random.default_rng(0).normal(scale=1.5, size=5000)
@@ -95,7 +102,7 @@ def test_wrong_arguments():
     q = tfd.Normal(0.0, 1.0)
     with raises(ValueError, 'num_samples', '10', '100'):
         diagnose(q.log_prob, q, 10)
-    with raises(ValueError, 'surrogate_posterior', '[2]', '[]'):
+    with raises(ValueError, 'surrogate_posterior', '[10000, 2]', '[]'):
         diagnose(q.log_prob, tfd.Normal([0.0, 0.0], 1.0))
     with raises(ValueError, 'target_log_prob_fn', 'finite'):
         diagnose(lambda z: z * np.nan, q)

@@ -129,14 +129,10 @@ def diagnose(
     >>> import tensorflow_probability as tfp
     >>> q = tfp.distributions.Normal(0.0, 1.0)
     >>> diagnosis = diagnose(q.log_prob, q, seed=[0, 0])
-    >>> diagnosis.elbo, diagnosis.log_evidence, round(diagnosis.effective_samples)
-    (0.0, 0.0, 10000)
+    >>> diagnosis.elbo, round(diagnosis.effective_samples)
+    (0.0, 10000)
     """
     count = checked_size('num_samples', num_samples, minimum=100)
-    if surrogate_posterior.batch_shape != []:
-        raise ValueError(
-            f'surrogate_posterior: got batch shape {surrogate_posterior.batch_shape.as_list()}, expected []: one posterior.'
-        )
 
     @tf.function(autograph=False)
     def draw() -> tuple[Any, tf.Tensor]:
@@ -144,6 +140,11 @@ def diagnose(
         return samples, _compat.call_with_parts(target_log_prob_fn, samples) - log_q
 
     samples, log_weights = draw()
+    if log_weights.shape != [count]:
+        raise ValueError(
+            f'surrogate_posterior: got log-weights of shape {log_weights.shape.as_list()} for {count} samples, '
+            f'expected [{count}]: one posterior, of batch shape [], and one log-density for each sample.'
+        )
     log_weights = log_weights.numpy().astype(np.float64)
     is_known = np.isfinite(log_weights)
     if not is_known.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,8 +60,8 @@ def free_bits(kl: tf.Tensor, minimum: float | tf.Tensor, axis: int | Sequence[in
     return tf.reduce_sum(tf.maximum(mean, minimum))
 
 
-class path_derivative:  # noqa: N801
-    r"""A distribution whose log-density has gradients for the point alone, not for its variables.
+def path_derivative(distribution: Any) -> Any:
+    r"""Returns a distribution whose log-density has gradients for the point alone, not for its variables.
 
     $$\nabla_\phi \log q_{\bar\phi}(z_\phi) = \frac{\partial z}{\partial \phi}^\top \nabla_z \log q(z)$$
 
@@ -90,9 +91,14 @@ class path_derivative:  # noqa: N801
     >>> all(gradient is not None for gradient in tape.gradient(loss, q.trainable_variables))
     True
     """
+    return _OfThePoint(distribution)
 
-    def __init__(self, distribution: Any) -> None:
-        self._distribution = distribution
+
+@dataclasses.dataclass(frozen=True)
+class _OfThePoint:
+    """What `path_derivative` returns."""
+
+    distribution: Any
 
     def log_prob(self, value: Any) -> tf.Tensor:
         """Returns the log-density of a point, `[...]`, with gradients for the point alone."""
@@ -101,21 +107,17 @@ class path_derivative:  # noqa: N801
         def log_prob(*parts: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
             with tf.GradientTape() as tape:
                 tape.watch(parts)
-                log_q = self._distribution.log_prob(tf.nest.pack_sequence_as(value, parts))
+                log_q = self.distribution.log_prob(tf.nest.pack_sequence_as(value, parts))
             slopes = tape.gradient(log_q, parts)
 
             def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> Any:
                 of_parts = [
-                    tf.reshape(
-                        upstream,
-                        tf.concat([tf.shape(upstream), tf.ones([tf.rank(s) - tf.rank(upstream)], tf.int32)], 0),
-                    )
-                    * s
-                    for s in slopes
+                    upstream[(..., *[tf.newaxis] * (slope.shape.rank - upstream.shape.rank))] * slope
+                    for slope in slopes
                 ]
                 return (of_parts, [None] * len(variables)) if variables else of_parts
 
             return log_q, gradient
 
-        # As new tensors: to TFP's cache, samples of q are what came out of its variables.
+        # As new tensors: of samples, TFP's cache would know by which variables they were made.
         return log_prob(*(tf.identity(part) for part in tf.nest.flatten(value)))
