@@ -16,7 +16,7 @@ def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the logarithms of smoothed and normalised weights, `[S]`, and k-hat, the shape of their tail.
 
     The largest weights are replaced by the quantiles of a generalised Pareto distribution that was fitted to them. If
-    all weights of the tail are equal, there is nothing to smooth, and k-hat is minus infinity; if one is all, infinity.
+    all weights of the tail are nearly equal, there is nothing to smooth, and k-hat is minus infinity; if one is all, infinity.
 
     >>> log_weights = np.random.default_rng(0).exponential(size=10000)  # of weights with P(w > t) = 1 / t, so k is 1
     >>> abs(smoothed(log_weights)[1] - 1.0) < 0.1
@@ -28,9 +28,11 @@ def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     by_size = np.argsort(log_weights)
     tail, cutoff = by_size[-size:], np.exp(log_weights[by_size[-size - 1]])
     excess = np.exp(log_weights[tail]) - cutoff
+    # In float32 log-densities equal weights differ by rounding.
+    is_flat = excess[-1] <= 1e-3 * cutoff
     # Where one weight is all, the others of the tail are zero beside it.
-    shape = -np.inf if excess[-1] <= 1e-9 * cutoff else np.inf
-    if excess[-1] > 1e-9 * cutoff and excess[int(size / 4 + 0.5) - 1] > 0:
+    shape = -np.inf if is_flat else np.inf
+    if not is_flat and excess[int(size / 4 + 0.5) - 1] > 0:
         shape, scale = _fitted(excess)
         levels = (np.arange(size) + 0.5) / size
         # A quantile of the distribution, whose limit for a shape of 0 is the exponential one.

@@ -16,10 +16,10 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 OURS = {
     'IAF affine': {'transform': 'affine'},
-    'IAF affine, one order': {'transform': 'affine', 'alternate_order': False},
+    'IAF affine (one order)': {'transform': 'affine', 'alternate_order': False},
     'IAF gated': {'transform': 'gated'},
     'IAF spline': {'transform': 'spline'},
-    'IAF spline, one order': {'transform': 'spline', 'alternate_order': False},
+    'IAF spline (one order)': {'transform': 'spline', 'alternate_order': False},
 }
 RIVALS = ('mean field', 'full rank', 'ASVI', "TFP's IAF", *OURS)
 
