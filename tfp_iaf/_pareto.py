@@ -16,7 +16,8 @@ def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the logarithms of smoothed and normalised weights, `[S]`, and k-hat, the shape of their tail.
 
     The largest weights are replaced by the quantiles of a generalised Pareto distribution that was fitted to them. If
-    all weights of the tail are nearly equal, there is nothing to smooth, and k-hat is minus infinity; if one is all, infinity.
+    all weights of the tail are nearly equal, nothing is smoothed, and k-hat is minus infinity;
+    if one is all, infinity.
 
     >>> log_weights = np.random.default_rng(0).exponential(size=10000)  # of weights with P(w > t) = 1 / t, so k is 1
     >>> abs(smoothed(log_weights)[1] - 1.0) < 0.1
