@@ -11,17 +11,20 @@ import tensorflow_probability as tfp
 
 from tfp_iaf import _compat
 from tfp_iaf._caching import CachedBijector, Dependencies
+from tfp_iaf._numerics import are_in_range
 
 __all__ = ['LocScale', 'support_of']
 
 
 @tf.custom_gradient
 def without_lost_gradients(z: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """Returns z; its gradient is zero for the events, `[..., D]`, for which that of what follows is not finite."""
+    """Returns z, with a gradient of zero for the events, `[..., D]`, at which that of what follows is out of range.
+
+    One sample that overflows a target would otherwise make NaN of all variables for good. The loss still shows it.
+    """
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        is_finite = tf.reduce_all(tf.math.is_finite(upstream), axis=-1, keepdims=True)
-        return tf.where(is_finite, upstream, tf.zeros([], upstream.dtype))
+        return tf.where(are_in_range(upstream), upstream, tf.zeros([], upstream.dtype))
 
     return tf.identity(z), gradient
 
