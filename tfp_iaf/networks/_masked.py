@@ -96,7 +96,9 @@ class MaskedAutoregressiveNetwork(tf.Module):
         https://arxiv.org/abs/1502.03509, Eq. 12, 13.
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow",
         https://arxiv.org/abs/1606.04934, Algorithm 1.
-        Eq. `network`, `degrees`, `masks`, `initial-weights` and `order` of the mathematics page.
+        Yang et al. 2022, "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter Transfer",
+        https://arxiv.org/abs/2203.03466, Table 8.
+        Eq. `network`, `degrees`, `masks`, `initial-weights`, `width` and `order` of the mathematics page.
 
     >>> net = MaskedAutoregressiveNetwork(3, hidden_units=(16,), context_shape=2, seed=0)
     >>> net(tf.zeros([5, 3]), context=tf.zeros([5, 2])).shape
