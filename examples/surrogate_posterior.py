@@ -90,10 +90,9 @@ exact = {
 # ----------------------
 # Either builder takes the shapes and supports of the model's parts, and TFP's own loop fits either posterior. New
 # samples of q judge it: the mean of log p - log q is the ELBO, the mean of the importance weights p/q is the evidence,
-# and the effective sample size says how far to trust that. KL(q ‖ p) is :math:`\log Z` less the ELBO.
+# and the shape of the tail of the weights, k-hat, says whether to trust that.
 
 samples = {}
-print(f'{"model":15}{"q":12}{"ELBO":>18}{"log Z from weights":>22}{"true log Z":>13}{"effective samples":>20}')
 for name, model in models.items():
     builders: dict[str, Callable[..., Any]] = {
         'mean field': lambda *model: tfp.experimental.vi.build_affine_surrogate_posterior(model[0], 'diag', model[1]),
@@ -108,18 +107,9 @@ for name, model in models.items():
             model.unnormalized_log_prob, q, optimizer, num_steps, sample_size=64, jit_compile=True, seed=[0, 0]
         )
 
-        @tf.function
-        def draw(q: Any = q, model: Any = model) -> tuple[Any, tf.Tensor]:
-            """Returns samples of q, and the logarithms of their weights."""
-            z, log_q = q.experimental_sample_and_log_prob(20000, seed=[0, 1])
-            return z, model.unnormalized_log_prob(z) - log_q
-
-        samples[name, posterior], log_weights = draw()
-        elbo, error = np.mean(log_weights), np.std(log_weights) / np.sqrt(len(log_weights))
-        log_evidence = tfp.math.reduce_logmeanexp(log_weights)
-        effective = 1 / np.sum(tf.nn.softmax(log_weights) ** 2) / len(log_weights)
-        estimates = f'{elbo:10.3f} ± {error:.3f}{log_evidence:22.3f}{exact[name][3]:13.3f}{effective:20.1%}'
-        print(f'{name:15}{posterior:12}{estimates}', flush=True)
+        diagnosis = tfp_iaf.diagnostics.diagnose(model.unnormalized_log_prob, q, 20000, seed=[0, 1])
+        samples[name, posterior] = diagnosis.samples
+        print(f'\n{name}, {posterior}; true log evidence {exact[name][3]:.3f}\n{diagnosis}', flush=True)
 
 # %%
 # The pictures

@@ -508,3 +508,36 @@ def test_tensor_of_another_dtype(argument, dtype):
 def test_is_a_public_name():
     assert tfp_iaf.MaskedAutoregressiveNetwork is MaskedAutoregressiveNetwork
     assert tfp_iaf.networks.MaskedAutoregressiveNetwork is MaskedAutoregressiveNetwork
+
+
+def change_of_outputs(width, base_width):
+    """How far the outputs move if each weight moves by a learning rate of 0.01, as in a first step of Adam."""
+    net = MaskedAutoregressiveNetwork(16, (width, width), base_width=base_width, seed=0)
+    x = normal([64, 16], dtype=tf.float32)
+    before = net(x)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_mean(net(x))
+    for variable, gradient in zip(net.variables, tape.gradient(total, net.variables), strict=True):
+        variable.assign_add(0.01 * tf.sign(gradient))
+    return float(tf.reduce_mean(tf.abs(net(x) - before)))
+
+
+def test_an_optimizer_moves_a_wide_network_no_further():
+    narrow, wide = (change_of_outputs(width, base_width=32) for width in (64, 1024))
+    assert wide < 1.5 * narrow
+    narrow, wide = (change_of_outputs(width, base_width=10**6) for width in (64, 1024))
+    assert wide > 5 * narrow
+
+
+def test_networks_up_to_the_base_width_are_ordinary():
+    nets = [
+        MaskedAutoregressiveNetwork(4, (8, 7), context_shape=3, base_width=base_width, seed=0)
+        for base_width in (11, 320)
+    ]
+    x, context = normal([5, 4], dtype=tf.float32), normal([5, 3], dtype=tf.float32)
+    np.testing.assert_array_equal(*(net(x, context) for net in nets))
+    # Above it, checkpoints hold larger weights for outputs of the same variance within the layers.
+    scaled = MaskedAutoregressiveNetwork(4, (8, 7), context_shape=3, base_width=2, seed=0)
+    assert np.abs(scaled.variables[1]).sum() > 1.5 * np.abs(nets[0].variables[1]).sum()
+    with raises(ValueError, 'base_width', '0'):
+        MaskedAutoregressiveNetwork(4, (8,), base_width=0)

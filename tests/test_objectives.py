@@ -1,11 +1,12 @@
-"""Objectives beyond the ELBO: free bits."""
+"""What TFP and Keras lack for objectives: free bits, and the path derivative."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tests.flows import each_dtype, normal, raises
-from tfp_iaf import objectives
+from tfp_iaf import build_iaf_surrogate_posterior, objectives
 
 
 def test_free_bits_of_one_group():
@@ -103,3 +104,49 @@ def test_nan_is_not_free():
 def test_bad_arguments_of_free_bits(kl, minimum, error, parts):
     with raises(error, *parts):
         objectives.free_bits(kl, minimum)
+
+
+def gradients_of_loss(q, target, seed, sample_size=1000, importance_sample_size=1, stopped=None):
+    estimators = tfp.vi.GradientEstimators
+    with tf.GradientTape() as tape:
+        loss = tfp.vi.monte_carlo_variational_loss(
+            target, q, sample_size, importance_sample_size, seed=seed,
+            gradient_estimator=estimators.DOUBLY_REPARAMETERIZED if stopped else estimators.REPARAMETERIZATION,
+            stopped_surrogate_posterior=stopped,
+        )  # fmt: skip
+    return loss, tf.concat([tf.reshape(part, [-1]) for part in tape.gradient(loss, q.trainable_variables)], 0)
+
+
+def test_path_derivative_of_an_exact_posterior_has_no_noise():
+    q = build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=2, hidden_units=(8,), seed=0)
+    exact = build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=2, hidden_units=(8,), seed=0)
+
+    def target(a, b):
+        return exact.log_prob({'a': a, 'b': b})
+
+    _, path = gradients_of_loss(q, target, [0, 0], 50, stopped=objectives.path_derivative(q))
+    _, plain = gradients_of_loss(q, target, [0, 0], 50)
+    assert np.abs(path).max() < 1e-4 < 1e-2 < np.abs(plain).max()
+
+
+@pytest.mark.parametrize('importance_sample_size', [1, 4])
+def test_path_derivative_has_the_right_mean(importance_sample_size):
+    q = build_iaf_surrogate_posterior([2], num_flows=1, hidden_units=(8,), seed=0)
+
+    def target(z):
+        return -tf.reduce_sum((z - 1.0) ** 2, axis=-1)
+
+    stopped = objectives.path_derivative(q)
+    function = tf.function(
+        lambda seed: [
+            gradients_of_loss(q, target, seed, 4000, importance_sample_size, stopped=which) for which in (None, stopped)
+        ]
+    )
+    draws = [function(tf.constant([0, i])) for i in range(30)]
+    for (loss, _), (same, _) in draws:
+        np.testing.assert_allclose(loss, same, rtol=1e-5)
+    plain, path = (np.stack([draw[which][1] for draw in draws]) for which in (0, 1))
+    errors = np.sqrt((plain.var(axis=0) + path.var(axis=0)) / len(draws)) + 1e-5
+    z_scores = (plain.mean(axis=0) - path.mean(axis=0)) / errors
+    assert np.abs(z_scores).max() < 5 and np.sqrt(np.mean(z_scores**2)) < 1.5
+    assert np.linalg.norm(plain.mean(axis=0)) > 1  # there is something to compare

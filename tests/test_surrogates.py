@@ -577,3 +577,49 @@ def test_model_that_was_not_pinned_is_an_error_that_says_so():
     pinned = joint.experimental_pin(count=3.0)
     q = build_iaf_surrogate_posterior(pinned.event_shape_tensor(), pinned.experimental_default_event_space_bijector())
     assert sorted(q.sample(2, seed=SEED)) == ['rate']
+
+
+def test_a_sample_that_overflows_the_target_leaves_the_others_their_gradients():
+    """The loss shows it; the weights do not take it up."""
+    q = build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=1, hidden_units=(8,), seed=0)
+
+    def target(a, b, guard=False):
+        is_safe = a < 0.5
+        safe = tf.where(is_safe, a, 0.0) if guard else a
+        log_prob = tf.sqrt(0.5 - safe) - tf.reduce_sum(b**2, axis=-1)
+        return tf.where(is_safe, log_prob, 0.0) if guard else log_prob
+
+    def gradients(guard):
+        with tf.GradientTape() as tape:
+            z, log_q = q.experimental_sample_and_log_prob(64, seed=[0, 0])
+            loss = tf.reduce_mean(log_q - target(**z, guard=guard))
+        return loss, tape.gradient(loss, q.trainable_variables)
+
+    (loss, actual), (_, expected) = gradients(guard=False), gradients(guard=True)
+    assert np.isnan(loss)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'settings',
+    [{'hidden_units': (512, 512)}, {'num_flows': 8}, {'transform': 'gated'}, {'transform': 'spline'}],
+    ids=str,
+)
+def test_a_target_that_overflows_far_from_where_q_starts(settings):
+    """Like stochastic volatility: a scale that is the exponential of a sum, and data of another magnitude."""
+    returns = 100.0 * normal([50], dtype=tf.float32)
+
+    def target(z):
+        log_scale = tf.cumsum(z, axis=-1)
+        log_likelihood = tfd.Normal(0.0, tf.exp(log_scale)).log_prob(returns)
+        return tf.reduce_sum(log_likelihood, axis=-1) + tfd.Sample(tfd.Normal(0.0, 1.0), 50).log_prob(z)
+
+    q = build_iaf_surrogate_posterior([50], seed=0, **settings)
+    losses = tfp.vi.fit_surrogate_posterior(
+        target, q, keras.optimizers.Adam(1e-2, global_clipnorm=10.0), 200, sample_size=16, seed=[0, 0]
+    )
+    assert all(np.all(np.isfinite(variable)) for variable in q.trainable_variables)
+    assert np.mean(np.isfinite(losses[-50:])) > 0.9
+    assert np.nanmedian(losses[-50:]) < 600

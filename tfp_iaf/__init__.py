@@ -9,7 +9,7 @@ from tfp_iaf import _compat
 
 _compat.check_versions(tensorflow_probability.__version__)
 
-from tfp_iaf import networks, objectives, transforms  # noqa: E402
+from tfp_iaf import diagnostics, networks, objectives, transforms  # noqa: E402
 from tfp_iaf._version import __version__  # noqa: E402
 from tfp_iaf.bijectors import InverseAutoregressiveFlow, PlanarFlow, RadialFlow, SylvesterFlow  # noqa: E402
 from tfp_iaf.distributions import IAFPosterior, build_iaf_surrogate_posterior  # noqa: E402
@@ -25,6 +25,7 @@ __all__ = [
     'SylvesterFlow',
     '__version__',
     'build_iaf_surrogate_posterior',
+    'diagnostics',
     'keras',
     'networks',
     'objectives',

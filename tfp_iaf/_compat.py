@@ -28,6 +28,7 @@ __all__ = [
     'TransformedDistribution',
     'UncachedLookup',
     'UnsavedState',
+    'call_with_parts',
     'check_versions',
     'coerce_structure',
     'count_assignments',
@@ -167,6 +168,17 @@ except ImportError:
     def coerce_structure(shallow: Any, value: Any) -> Any:
         """Returns `value` in the containers of `shallow`."""
         return tf.nest.pack_sequence_as(shallow, tf.nest.flatten(value))
+
+
+try:
+    from tensorflow_probability.python.internal.nest_util import call_fn as call_with_parts
+except ImportError:
+
+    def call_with_parts(function: Callable[..., Any], parts: Any) -> Any:
+        """Calls a function with the parts of an event, by name or by position, as TFP calls a target."""
+        if isinstance(parts, dict):
+            return function(**parts)
+        return function(*parts) if isinstance(parts, (list, tuple)) else function(parts)
 
 
 # TFP: bijectors.

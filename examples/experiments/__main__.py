@@ -20,6 +20,8 @@ EXPERIMENTS = {
     'ablation': 'the mistakes of a blog post, mended one at a time',
     'energies': 'variational inference on the energies U1 to U4',
     'surrogates': 'variational inference on a funnel and a banana',
+    'gauntlet': "variational inference on real posteriors, those of TFP's Inference Gym",
+    'rates': 'surrogate posteriors of many widths at many learning rates',
     'neutra': 'Hamiltonian Monte Carlo on a funnel, plain and through a flow',
     'densities': 'maximum likelihood on densities in the plane',
 }

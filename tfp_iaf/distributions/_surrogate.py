@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,15 @@ from tfp_iaf.bijectors._chain import FlowChain
 from tfp_iaf.distributions._gaussian import gaussian
 from tfp_iaf.distributions._posterior import IAFPosterior, check_defaults
 from tfp_iaf.distributions._support import LocScale, support_of
-from tfp_iaf.networks import Network
+from tfp_iaf.networks import MaskedAutoregressiveNetwork, Network
 from tfp_iaf.transforms import Transform
 
 __all__ = ['build_iaf_surrogate_posterior']
 
 # Of a hidden layer, by default: enough for a density of few entries to bend.
 _FEWEST_UNITS = 32
+# Variational inference takes learning rates ten times those of VAEs, and its targets can overflow.
+_BASE_WIDTH = 16
 
 # Arguments that do not make networks.
 _BESIDE_NETWORKS = ('event_shape', 'bijector', 'networks', 'transform', 'inverse', 'validate_args', 'name')
@@ -141,6 +144,7 @@ def build_iaf_surrogate_posterior(
             'event_shape': event_size,
             'num_flows': num_flows,
             'hidden_units': (max(event_size, _FEWEST_UNITS),) * 2 if hidden_units is None else hidden_units,
+            'network': functools.partial(MaskedAutoregressiveNetwork, base_width=_BASE_WIDTH),
             'activation': activation,
             'alternate_order': alternate_order,
             'seed': seed,
@@ -234,9 +238,9 @@ def _unconstrained_shapes(bijector: tfp.bijectors.Bijector, shapes: Any) -> Any:
         if _compat.model_of(bijector) is None:
             raise
         raise ValueError(
-            f'bijector: got {bijector!r}, in which some part of the model has no bijector from the reals, as '
-            f'a discrete one has none, expected one for each part. If that part is observed, take event_shape and bijector from '
-            f'joint.experimental_pin(...). Otherwise, sum it out.'
+            f'bijector: got {bijector!r}, in which some part of the model, such as a discrete one, has no '
+            f'bijector from the reals, expected one for each. If the part is observed, take event_shape and bijector '
+            f'from joint.experimental_pin(...). Otherwise, sum it out.'
         ) from error
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f'bijector: got {bijector!r}, which does not fit event_shape, {shapes!r}: {error}') from error

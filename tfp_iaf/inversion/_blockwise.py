@@ -21,7 +21,7 @@ from tfp_iaf._shapes import rows_of
 from tfp_iaf.inversion._implicit import first_order_only, guarded, refuse_forward_mode
 from tfp_iaf.inversion._iteration import confined, iterated, largest, sizes
 from tfp_iaf.networks._base import MaskedLayers
-from tfp_iaf.networks._kernels import gather, product
+from tfp_iaf.networks._kernels import gather, product, scaled
 from tfp_iaf.transforms import Transform
 
 __all__ = ['blockwise']
@@ -149,8 +149,10 @@ def _solver(
             w, cotangents = transposed.solve(num_blocks)
             w, *cotangents = (first_order_only(value, dx, dlog_derivatives, y, *tensors) for value in (w, *cotangents))
             of_weights = [
-                kernel.whole(tf.matmul(value, cotangent, transpose_a=True))
-                for kernel, value, cotangent in zip(layers.kernels, transposed.values, cotangents, strict=True)
+                kernel.whole(tf.matmul(value, scaled(cotangent, scale), transpose_a=True))
+                for kernel, value, cotangent, scale in zip(
+                    layers.kernels, transposed.values, cotangents, layers.scales, strict=True
+                )
             ]
             of_biases = [tf.reduce_sum(cotangent, axis=0) for cotangent in cotangents[1:]]
             return w, cotangents[0], *of_weights, *of_biases
@@ -178,14 +180,15 @@ def _solve(
     outputs: list[list[tf.Tensor]] = [[] for _ in runs]
     for b, entries in enumerate(runs[0][0]):
         across, squares = [], []
-        for kernel, weight, offset, known, (rows, columns) in zip(
-            layers.kernels, weights, offsets, inputs, runs, strict=True
+        for kernel, weight, scales, offset, known, (rows, columns) in zip(
+            layers.kernels, weights, layers.scales, offsets, inputs, runs, strict=True
         ):
             share = offset[..., columns[b]]
             if b:
-                share += product(_joined(known), weight[: rows[b].start, columns[b]])
+                share += scaled(product(_joined(known), weight[: rows[b].start, columns[b]]), scales, columns[b])
             across.append(share)
-            squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]))
+            square = kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b])
+            squares.append(scaled(square, scales, columns[b]))
         target = y[:, entries]
 
         def update(
@@ -255,10 +258,14 @@ class _Transposed:
         for b in reversed(range(num_blocks)):
             entries = runs[0][0][b]
             across, squares = [], []
-            for kernel, weight, later, (rows, columns) in zip(kernels, self._weights, cotangents, runs, strict=True):
-                strip = weight[rows[b], columns[b].stop :]
-                across.append(product(_joined(later), strip, transposed=True) if later else None)
-                squares.append(kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b]))
+            for kernel, weight, scales, later, (rows, columns) in zip(
+                kernels, self._weights, self._layers.scales, cotangents, runs, strict=True
+            ):
+                end = columns[b].stop
+                total = scaled(_joined(later), scales, slice(end, None)) if later else None
+                across.append(None if total is None else product(total, weight[rows[b], end:], transposed=True))
+                square = kernel.permitted(weight[rows[b], columns[b]], rows[b], columns[b])
+                squares.append(scaled(square, scales, columns[b]))
 
             def update(
                 w: tf.Tensor,

@@ -97,6 +97,7 @@ class MaskedLayers:
         order: The indices of the entries, in the order in which they come.
         kernels: How the kernel of each layer is masked and multiplied: `MaskedKernel` objects.
         weights: The kernel of each layer, `[units in, units out]`.
+        scales: What each layer multiplies the product by, `[units]`, or `None`.
         offsets: What each layer adds to the product, `[units]`; for the first one, `[..., units]`, the context's share
             included.
         activation: The activation of the hidden layers.
@@ -106,6 +107,7 @@ class MaskedLayers:
     order: np.ndarray
     kernels: Sequence[Any]
     weights: Sequence[tf.Tensor]
+    scales: Sequence[np.ndarray | None]
     offsets: Sequence[tf.Tensor]
     activation: Activation
     params: int

@@ -38,6 +38,7 @@ class MaskedNetwork(tf.Module):
     _context_kernel: tf.Variable | None
     _kernels: tuple[tf.Variable, ...]
     _biases: tuple[tf.Variable, ...]
+    _scales: tuple[np.ndarray | None, ...]
 
     def __init__(
         self,
@@ -63,27 +64,35 @@ class MaskedNetwork(tf.Module):
         context_size: int | None,
         rng: np.random.Generator,
         variable_factory: VariableFactory | None,
+        base_width: float = np.inf,
     ) -> None:
-        """Makes a kernel for each mask, `[..., in, out]`, the biases, and the kernel of the context."""
+        """Makes a kernel for each mask, `[..., in, out]`, the biases, and the kernel of the context.
+
+        Sums of more than `base_width` terms are to be scaled by `_scales`, `[out]`, which is `None` where none is.
+        """
         make_variable, dtype = variable_factory or _make_variable, self._dtype.as_numpy_dtype
 
-        def normal(shape: Sequence[int], fan_in: np.ndarray, scale: float = 1.0) -> np.ndarray:
-            # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
-            # pre-activation of the same variance.
-            return (scale * rng.standard_normal(shape) / np.sqrt(np.maximum(fan_in, 1))).astype(dtype)
+        def normal(shape: Sequence[int], spread: np.ndarray) -> np.ndarray:
+            return (spread * rng.standard_normal(shape)).astype(dtype)
 
-        kernels, biases = [], []
+        kernels, biases, scales = [], [], []
         self._context_kernel = None
         for i, mask in enumerate(masks):
-            fan_in = mask.reshape([-1, mask.shape[-1]]).sum(axis=0)
-            if i == 0 and context_size is not None:
-                fan_in = fan_in + context_size
-                value = normal([context_size, fan_in.size], fan_in)
-                self._context_kernel = make_variable('context_kernel', value)
-            scale = _OUTPUT_SCALE if i == len(masks) - 1 else 1.0
-            kernels.append(make_variable(f'kernel_{i}', normal(mask.shape, fan_in, scale) * mask))
+            more = (context_size or 0) if i == 0 else 0
+            # The fan-in is that of the mask: a unit of low degree has few inputs, and needs larger weights for a
+            # pre-activation of the same variance.
+            fan_in = np.maximum(mask.reshape([-1, mask.shape[-1]]).sum(axis=0) + more, 1)
+            scale = np.minimum(base_width / fan_in, 1.0)
+            # A hidden unit keeps its variance in a wide network; the outputs shrink, like the steps of the optimizer.
+            spread = 1.0 / (np.sqrt(fan_in) * scale)
+            if i == len(masks) - 1:
+                spread = _OUTPUT_SCALE / np.sqrt(fan_in * scale)
+            if more:
+                self._context_kernel = make_variable('context_kernel', normal([more, fan_in.size], spread))
+            kernels.append(make_variable(f'kernel_{i}', normal(mask.shape, spread) * mask))
             biases.append(make_variable(f'bias_{i}', np.zeros(fan_in.size, dtype)))
-        self._kernels, self._biases = tuple(kernels), tuple(biases)
+            scales.append(scale.astype(dtype) if np.any(scale < 1) else None)
+        self._kernels, self._biases, self._scales = tuple(kernels), tuple(biases), tuple(scales)
 
     @property
     def event_shape(self) -> tf.TensorShape:

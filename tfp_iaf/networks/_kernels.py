@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfp_iaf._devices import runs_on_cpu
 from tfp_iaf.networks import _masks
 
-__all__ = ['MaskedKernel', 'gather', 'num_blocks_for', 'product']
+__all__ = ['MaskedKernel', 'gather', 'num_blocks_for', 'product', 'scaled']
 
 # Measured on two cores: with fewer rows, or in smaller kernels, the copies that blocks take cost more than they skip.
 _FEWEST_ROWS = 16
@@ -138,6 +138,11 @@ def product(values: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> t
     if 0 in kernel.shape:
         return tf.zeros([tf.shape(values)[0], kernel.shape[0 if transposed else 1]], values.dtype)
     return tf.matmul(values, kernel, transpose_b=transposed)
+
+
+def scaled(value: tf.Tensor, scale: np.ndarray | None, columns: slice = slice(None)) -> tf.Tensor:
+    """Multiplies some columns by what their sums are scaled by, if they are."""
+    return value if scale is None else value * scale[columns]
 
 
 def gather(value: tf.Tensor, order: np.ndarray, axis: int) -> tf.Tensor:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_iaf._checks import Activation, checked_hidden_units
+from tfp_iaf._checks import Activation, checked_hidden_units, checked_size
 from tfp_iaf._random import random_generator
 from tfp_iaf._shapes import lead_of, reshaped, rows_of
 from tfp_iaf.networks import _masks
 from tfp_iaf.networks._base import MaskedLayers
 from tfp_iaf.networks._common import MaskedNetwork, VariableFactory, plus_offset
-from tfp_iaf.networks._kernels import MaskedKernel, gather, num_blocks_for
+from tfp_iaf.networks._kernels import MaskedKernel, gather, num_blocks_for, scaled
 
 __all__ = ['MaskedAutoregressiveNetwork']
 
@@ -21,8 +21,9 @@ __all__ = ['MaskedAutoregressiveNetwork']
 class MaskedAutoregressiveNetwork(MaskedNetwork):
     r"""A masked network whose parameters for an entry depend on the entries before it and on all of a context.
 
-    $$v^1 = a(x (W^1 \odot M^1) + h U + b^1), \quad v^{l+1} = a(v^l (W^{l+1} \odot M^{l+1}) + b^{l+1}), \quad
-      \mathrm{params} = v^L (W^{L+1} \odot M^{L+1}) + b^{L+1}$$
+    $$v^1 = a(c^1 \odot (x (W^1 \odot M^1) + h U) + b^1), \quad
+      v^{l+1} = a(c^{l+1} \odot v^l (W^{l+1} \odot M^{l+1}) + b^{l+1}), \quad
+      \mathrm{params} = c^{L+1} \odot v^L (W^{L+1} \odot M^{L+1}) + b^{L+1}$$
 
     with masks M such that $\mathrm{params}_i$ is a function of $x_{<i}$ and of the context h. "Before" refers to the
     network's `order`. Masks are applied at every call, so nothing that is stored in the kernels, by an optimizer, an
@@ -32,8 +33,13 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
     Every output reacts to every entry before it if each hidden layer has at least D - 1 units (D with a context),
     where D is the number of entries of an event.
 
-    Checkpoints depend on the architecture alone: each kernel is one matrix `[units in, units out]`, with rows and
-    columns sorted by degree.
+    The constants c make training independent of the width. An optimizer such as Adam moves each weight by the learning
+    rate, however small its share, and so a sum of n terms by n times that. A sum of n terms, n above the `base_width`,
+    is scaled by c = base_width / n, and its weights start larger in turn. A network as wide as that or narrower is an
+    ordinary one.
+
+    Checkpoints depend on the architecture alone: each kernel is one matrix W, `[units in, units out]`, with rows and
+    columns sorted by degree, as it is before the scaling by c.
 
     Args:
         event_shape: Shape of an event, an int or a sequence of ints. `[8, 8, 3]` is one event of 192 entries.
@@ -43,6 +49,8 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
         activation: Name of a function of `tf.nn`, or a callable that acts on each unit by itself and has no variables.
         order: `'left-to-right'`, `'right-to-left'`, `'random'`, or a permutation of `range(D)` that lists the entries
             as they come (those of `tf.reshape(x, [-1])`). A step that needs another order needs no `tfb.Permute`.
+        base_width: Of how many terms a sum may have before it is scaled down; see above. Lower it where a high learning
+            rate makes a fit unstable.
         seed: Seed of the initial weights and of a random order. `None` follows TensorFlow's global seed.
         dtype: `tf.float32` or `tf.float64`: dtype of the variables and of all that is computed.
         variable_factory: Makes the variables, from a name and an initial value. A Keras layer passes its own.
@@ -72,7 +80,9 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
         https://arxiv.org/abs/1502.03509, Eq. 12, 13.
         Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow",
         https://arxiv.org/abs/1606.04934, Algorithm 1.
-        Eq. `network`, `degrees`, `masks`, `initial-weights` and `order` of the mathematics page.
+        Yang et al. 2022, "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter Transfer",
+        https://arxiv.org/abs/2203.03466, Table 8.
+        Eq. `network`, `degrees`, `masks`, `initial-weights`, `width` and `order` of the mathematics page.
 
     >>> net = MaskedAutoregressiveNetwork(3, hidden_units=(16,), context_shape=2, seed=0)
     >>> net(tf.zeros([5, 3]), context=tf.zeros([5, 2])).shape
@@ -88,6 +98,7 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
         params: int = 2,
         activation: str | Activation = 'elu',
         order: str | Sequence[int] | np.ndarray = 'left-to-right',
+        base_width: int = 320,
         seed: int | None = None,
         dtype: tf.DType = tf.float32,
         variable_factory: VariableFactory | None = None,
@@ -95,6 +106,7 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
     ) -> None:
         super().__init__(event_shape, context_shape, params, activation, dtype, name)
         self._hidden_units = checked_hidden_units(hidden_units)
+        self._base_width = checked_size('base_width', base_width)
         rng = random_generator(seed)
         self._event_size = self._event_shape.num_elements()
         self._order = _masks.permutation(order, self._event_size, rng)
@@ -102,7 +114,8 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
         self._masked_kernels = tuple(MaskedKernel(layers, layer) for layer in range(len(layers) - 1))
         self._largest_kernel = max(kernel.mask.size for kernel in self._masked_kernels)
         context_size = None if self._context_shape is None else self._context_shape.num_elements()
-        self._make_variables([kernel.mask for kernel in self._masked_kernels], context_size, rng, variable_factory)
+        masks = [kernel.mask for kernel in self._masked_kernels]
+        self._make_variables(masks, context_size, rng, variable_factory, self._base_width)
 
     @property
     def hidden_units(self) -> tuple[int, ...]:
@@ -122,10 +135,12 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
         layers = self.masked_layers(context)
         values = gather(rows_of(x, self._event_size), self._order, axis=1)
         num_blocks = self._num_blocks(values)
-        sums = layers.kernels[0](values, layers.weights[0], num_blocks)
+        sums = scaled(layers.kernels[0](values, layers.weights[0], num_blocks), layers.scales[0])
         sums, lead = plus_offset(sums, lead_of(x, self._event_shape.rank), layers.offsets[0], [self._hidden_units[0]])
-        for kernel, weights, offset in zip(layers.kernels[1:], layers.weights[1:], layers.offsets[1:], strict=True):
-            sums = kernel(layers.activation(sums), weights, num_blocks) + offset
+        for kernel, weights, scale, offset in zip(
+            layers.kernels[1:], layers.weights[1:], layers.scales[1:], layers.offsets[1:], strict=True
+        ):
+            sums = scaled(kernel(layers.activation(sums), weights, num_blocks), scale) + offset
         outputs = gather(tf.reshape(sums, [-1, self._event_size, self._params]), np.argsort(self._order), axis=1)
         return reshaped(outputs, lead, [*self._event_shape, self._params])
 
@@ -139,12 +154,13 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
         if context is not None:
             context = tf.convert_to_tensor(context)
             rows = rows_of(context, self._context_shape.num_elements())
-            share = tf.matmul(rows, self._context_kernel) + first
+            share = scaled(tf.matmul(rows, self._context_kernel), self._scales[0]) + first
             first = reshaped(share, lead_of(context, self._context_shape.rank), [self._hidden_units[0]])
         return MaskedLayers(
             order=self._order,
             kernels=self._masked_kernels,
             weights=[tf.convert_to_tensor(kernel) for kernel in self._kernels],
+            scales=self._scales,
             offsets=[first, *offsets],
             activation=self._activation,
             params=self._params,
