@@ -331,7 +331,9 @@ def test_initial_weights_take_the_fan_in_of_the_masks_into_account():
     net = MaskedAutoregressiveNetwork(16, (1600, 1600), context_shape=4, seed=0, dtype=tf.float64)
     context_kernel = next(v for v in net.trainable_variables if v.name.startswith('context_kernel')).numpy()
     first, second, _ = (np.where(mask, kernel, 0.0) for kernel, mask in masked_kernels(net))
-    for kernel in (np.concatenate([first, context_kernel]), second):
+    scales = net.masked_layers(tf.zeros([4], tf.float64)).scales
+    assert scales[0] is None and np.min(scales[1]) == 320 / 1600
+    for kernel in (np.concatenate([first, context_kernel]), scales[1] * second):
         variances = np.sum(np.square(kernel), axis=0).reshape([16, 100]).mean(axis=1)
         np.testing.assert_allclose(variances, 1.0, atol=0.3)
 
