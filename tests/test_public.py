@@ -82,7 +82,7 @@ def test_names_of_the_package():
     [
         (tfp_iaf.keras, KERAS_NAMES),
         (tfp_iaf.tf_keras, KERAS_NAMES),
-        (tfp_iaf.networks, ['MaskedAutoregressiveNetwork', 'Network']),
+        (tfp_iaf.networks, ['MaskedAutoregressiveNetwork', 'MaskedConvolutionalNetwork', 'Network']),
         (tfp_iaf.objectives, ['free_bits']),
         (tfp_iaf.transforms, ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']),
     ],
