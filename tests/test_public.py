@@ -87,7 +87,7 @@ def test_names_of_the_package():
         (tfp_iaf.diagnostics, ['Diagnosis', 'diagnose']),
         (tfp_iaf.keras, KERAS_NAMES),
         (tfp_iaf.tf_keras, KERAS_NAMES),
-        (tfp_iaf.networks, ['MaskedAutoregressiveNetwork', 'Network']),
+        (tfp_iaf.networks, ['MaskedAutoregressiveNetwork', 'MaskedConvolutionalNetwork', 'Network']),
         (tfp_iaf.objectives, ['free_bits', 'path_derivative']),
         (tfp_iaf.transforms, ['Affine', 'Gated', 'RationalQuadraticSpline', 'ScalarBijector', 'Transform', 'get']),
     ],
