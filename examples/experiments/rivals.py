@@ -14,7 +14,7 @@ from .gym import Target
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     'IAF affine': {'transform': 'affine'},
     'IAF affine (one order)': {'transform': 'affine', 'alternate_order': False},
     'IAF gated': {'transform': 'gated'},
