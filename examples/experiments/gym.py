@@ -61,7 +61,8 @@ class Target:
             np.concatenate([np.ravel(part) for part in tf.nest.flatten(truth)])
             for truth in (known.ground_truth_mean, known.ground_truth_standard_deviation)
         )
-        flat = np.concatenate([np.reshape(part, [len(part), -1]) for part in tf.nest.flatten(samples)], axis=1)
+        parts = [np.asarray(part) for part in tf.nest.flatten(known(samples))]
+        flat = np.concatenate([np.reshape(part, [len(part), -1]) for part in parts], axis=1)
         return {
             'mean_error': float(np.sqrt(np.mean(((flat.mean(axis=0) - mean) / deviation) ** 2))),
             'deviation_error': float(np.sqrt(np.mean((flat.std(axis=0) / deviation - 1) ** 2))),
