@@ -234,9 +234,9 @@ def _unconstrained_shapes(bijector: tfp.bijectors.Bijector, shapes: Any) -> Any:
         if _compat.model_of(bijector) is None:
             raise
         raise ValueError(
-            f'bijector: got {bijector!r}, in which some part of the model has no bijector from the reals, as '
-            f'a discrete one has none, expected one for each part. If that part is observed, take event_shape and bijector from '
-            f'joint.experimental_pin(...). Otherwise, sum it out.'
+            f'bijector: got {bijector!r}, in which some part of the model, such as a discrete one, has no '
+            f'bijector from the reals, expected one for each. If the part is observed, take event_shape and bijector '
+            f'from joint.experimental_pin(...). Otherwise, sum it out.'
         ) from error
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f'bijector: got {bijector!r}, which does not fit event_shape, {shapes!r}: {error}') from error
