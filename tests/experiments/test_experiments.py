@@ -28,6 +28,8 @@ TINY = {
     'cifar10': f'{SMALL_VAE} --batch-size=10 --steps-per-epoch=2 --posterior=IAF --latent-size=4',
     'ablation': '--epochs=1 --steps-per-epoch=2 --elbo-samples=2 --nll-samples=3 --latent-size=2',
     'energies': '--steps=20 --evaluation-samples=500 --target=U1,U4 --depth=0,1',
+    'gauntlet': '--steps=5 --evaluation-samples=200 --target=NealsFunnel',
+    'rates': '--steps=5 --evaluation-samples=200',
     'surrogates': '--steps=20 --evaluation-samples=500 --target=banana --family=diagonal,affine',
     'neutra': '--gradients=3200 --fit-steps=20 --samplers=HMC:10:0.8,NeuTra:4:0.9',
     'densities': '--steps=100 --num-affine=1 --num-gated=1 --target=rings --test-points=2000',
@@ -39,6 +41,8 @@ RUNS = {
     'cifar10': 1,
     'ablation': 4,
     'energies': 4,
+    'gauntlet': 3,
+    'rates': 2,
     'surrogates': 2,
     'neutra': 2,
     'densities': 1,
@@ -50,6 +54,8 @@ PLOTS = {
     'cifar10': ['images', 'learning_curves'],
     'ablation': ['ablation', 'posteriors'],
     'energies': ['energies_affine', 'energies_kl_by_steps', 'energies_transforms'],
+    'gauntlet': [],
+    'rates': [],
     'surrogates': ['surrogates'],
     'neutra': [],
     'densities': ['densities'],
@@ -66,6 +72,10 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
         arguments.append(f'--data={small.write_cifar10(tmp_path)[0]}')
     if name == 'families':
         arguments.append('--posterior=planar 4,Sylvester orthogonal,IAF full covariance')
+    if name in ('gauntlet', 'rates'):
+        pytest.importorskip('inference_gym', reason='the Inference Gym is not installed')
+    if name == 'gauntlet':
+        arguments.append("--rival=mean field,TFP's IAF,IAF affine")
     if name == 'ablation':
         fewer = {'hidden_units': (8,), 'flow_units': (8,), 'flows': 1, 'grid_size': 50}
         monkeypatch.setattr(digits, 'SETTINGS', dataclasses.replace(digits.SETTINGS, **fewer))
