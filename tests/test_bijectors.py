@@ -1,6 +1,9 @@
 """The step as a citizen of TFP: context and keywords, TFP's own networks, one evaluation of the network, bad input."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -924,3 +927,21 @@ def test_context_of_classes_whose_shape_is_known(direction):
 
     step = InverseAutoregressiveFlow(Classes(), transform='affine')
     assert np.all(np.isfinite(getattr(step, direction)(x3, context=tf.ones([5, 1], tf.int32))))
+
+
+def test_cache_notices_assignments_whatever_freed_memory_holds():
+    """Addresses are read from memory that TensorFlow shares. Here the C library overwrites what is freed."""
+    program = """
+import tensorflow as tf, tfp_iaf
+from tfp_iaf._caching import _address
+one, other = tf.ones([3]), tf.ones([3])
+assert _address(one) == _address(tf.identity(one)) != _address(other)
+network = tfp_iaf.MaskedAutoregressiveNetwork(3, (8,), seed=0)
+step, x = tfp_iaf.InverseAutoregressiveFlow(network), tf.ones([2, 3])
+before = step.forward(x)
+for variable in network.variables:
+    variable.assign(5 * variable + 1)
+assert tf.reduce_any(before != step.forward(x))
+"""
+    environment = {**os.environ, 'GLIBC_TUNABLES': 'glibc.malloc.tcache_count=0', 'MALLOC_PERTURB_': '165'}
+    subprocess.run([sys.executable, '-c', program], check=True, env=environment, timeout=300)

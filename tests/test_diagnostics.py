@@ -106,3 +106,30 @@ def test_wrong_arguments():
         diagnose(q.log_prob, tfd.Normal([0.0, 0.0], 1.0))
     with raises(ValueError, 'target_log_prob_fn', 'finite'):
         diagnose(lambda z: z * np.nan, q)
+
+
+@pytest.mark.parametrize('cut', [1.0, 3.3, 3.7])
+def test_lost_samples_are_not_called_good(cut):
+    q = tfd.Normal(0.0, 1.0)
+    diagnosis = diagnose(lambda z: tf.where(z > cut, 5 * z, -np.inf), q, seed=[0, 0])
+    assert diagnosis.num_lost > 5000
+    assert 'not to be trusted' in str(diagnosis) and 'is not finite' in str(diagnosis)
+
+
+def test_samples_without_a_gradient_are_counted():
+    """Of a log-density that is finite, with the usual trap of `tf.where`."""
+    q = tfd.Normal(0.0, 1.0)
+
+    def target(z):
+        return -0.5 * z**2 + tf.where(z < 0, 0.0, 1e-12 * tf.exp(-1000 * z))
+
+    diagnosis = diagnose(target, q, seed=[0, 0])
+    assert diagnosis.num_lost == 0
+    assert 0.4 < diagnosis.num_without_gradient / 10000 < 0.5
+    assert 'learns nothing' in str(diagnosis)
+
+
+def test_tail_of_too_few_weights_is_not_trusted():
+    weights, k_hat = _pareto.smoothed(np.log([1.0, 2.0, 3.0]))
+    assert k_hat == np.inf
+    np.testing.assert_allclose(np.exp(weights), [1 / 6, 1 / 3, 1 / 2])

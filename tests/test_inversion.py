@@ -363,3 +363,37 @@ def test_gradient_of_a_very_large_objective(inverse):
 
     for actual, expected in zip(gradients(1e20), gradients(1.0), strict=True):
         np.testing.assert_allclose(actual / 1e20, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_number_of_entries_that_is_known_only_when_it_runs():
+    """The fixed point then takes as many iterations as there turn out to be entries."""
+
+    def network(x):
+        before = tf.concat([tf.zeros_like(x[:, :1]), tf.cumsum(x, axis=-1)[:, :-1]], axis=-1)
+        return tf.stack([tf.sin(before), 0.5 * tf.cos(before)], axis=-1)
+
+    step = InverseAutoregressiveFlow(network, transform='affine')
+    x = normal([4, 6], tf.float32)
+    inverse = tf.function(step.inverse, input_signature=[tf.TensorSpec([None, None])])
+    np.testing.assert_allclose(inverse(step.forward(x) + 0.0), x, atol=1e-4)
+
+
+@pytest.mark.parametrize('depth', [2.5, 0])
+def test_depth_of_a_network_is_checked(depth):
+    network = MaskedAutoregressiveNetwork(6, (8,), seed=0)
+    network.depth = depth
+    step = InverseAutoregressiveFlow(network, inverse='fixed_point')
+    with raises((TypeError, ValueError), 'network.depth', str(depth)):
+        step.inverse(normal([2, 6], tf.float32))
+
+
+def test_depth_of_another_callable_means_something_else():
+    network = MaskedAutoregressiveNetwork(6, (8,), seed=0)
+
+    def callable_network(x):
+        return network(x)
+
+    callable_network.depth = 2
+    step = InverseAutoregressiveFlow(callable_network)
+    x = normal([2, 6], tf.float32)
+    np.testing.assert_allclose(step.inverse(step.forward(x) + 0.0), x, atol=1e-4)

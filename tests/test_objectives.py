@@ -150,3 +150,17 @@ def test_path_derivative_has_the_right_mean(importance_sample_size):
     z_scores = (plain.mean(axis=0) - path.mean(axis=0)) / errors
     assert np.abs(z_scores).max() < 5 and np.sqrt(np.mean(z_scores**2)) < 1.5
     assert np.linalg.norm(plain.mean(axis=0)) > 1  # there is something to compare
+
+
+def test_path_derivative_inside_vectorized_map_is_an_error_and_not_another_gradient():
+    loc = tf.Variable(0.5)
+    q = objectives.path_derivative(tfp.distributions.Normal(loc, 1.0))
+
+    with pytest.raises(LookupError, match='first derivatives only'), tf.GradientTape():
+        tf.vectorized_map(q.log_prob, tf.constant([0.0, 1.0]))
+
+
+def test_path_derivative_wants_a_point_for_each_density():
+    q = objectives.path_derivative(tfp.distributions.MultivariateNormalDiag(tf.zeros([5, 3])))
+    with raises(ValueError, 'value', '(3,)', '(5,)'):
+        q.log_prob(tf.zeros([3]))

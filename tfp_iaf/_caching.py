@@ -69,9 +69,9 @@ def _address(tensor: tf.Tensor) -> object:
     """Returns where the entries of an eager tensor are, on any device."""
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):  # TensorFlow may crash on others
         return object()
-    # The first member of what DLPack shares is the address.
-    shared = _POINTER_OF(tf.experimental.dlpack.to_dlpack(tensor), b'dltensor')
-    return ctypes.c_void_p.from_address(shared).value
+    # The first member of what DLPack shares is the address; it lives as long as the capsule.
+    capsule = tf.experimental.dlpack.to_dlpack(tensor)
+    return ctypes.c_void_p.from_address(_POINTER_OF(capsule, b'dltensor')).value
 
 
 def _is_in_scope(tensor: tf.Tensor) -> bool:

@@ -11,13 +11,15 @@ import numpy as np
 
 __all__ = ['smoothed']
 
+_FEWEST_OF_TAIL = 5
+
 
 def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the logarithms of smoothed and normalised weights, `[S]`, and k-hat, the shape of their tail.
 
     The largest weights are replaced by the quantiles of a generalised Pareto distribution that was fitted to them. If
-    all weights of the tail are nearly equal, nothing is smoothed, and k-hat is minus infinity;
-    if one is all, infinity.
+    all weights of the tail are nearly equal, nothing is smoothed, and k-hat is minus infinity. If one weight is all, or
+    there are fewer than 25, it is infinity.
 
     >>> log_weights = np.random.default_rng(0).exponential(size=10000)  # of weights with P(w > t) = 1 / t, so k is 1
     >>> abs(smoothed(log_weights)[1] - 1.0) < 0.1
@@ -26,6 +28,8 @@ def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     # What is added to all cancels, and the largest weight is now 1.
     log_weights = log_weights - np.max(log_weights)
     size = int(min(0.2 * log_weights.size, 3 * math.sqrt(log_weights.size)))
+    if size < _FEWEST_OF_TAIL:
+        return log_weights - np.logaddexp.reduce(log_weights), np.inf
     by_size = np.argsort(log_weights)
     tail, cutoff = by_size[-size:], np.exp(log_weights[by_size[-size - 1]])
     excess = np.exp(log_weights[tail]) - cutoff

@@ -15,6 +15,9 @@ from tfp_iaf._pareto import smoothed
 
 __all__ = ['Diagnosis', 'diagnose']
 
+# Of samples, from which on a fit is not judged by the others.
+_LOST_SHARE = 0.01
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Diagnosis:
@@ -27,10 +30,13 @@ class Diagnosis:
         elbo_error: Its standard error.
         log_evidence: $\log \hat Z$, the logarithm of the mean of w.
         effective_samples: $1 / \sum_i w_i^2$ of the `weights`: how many samples of p those of q are worth.
-        k_hat: The shape of the tail of w. Above `k_limit`, what is estimated by weights is not reliable.
+        k_hat: The shape of the tail of w. Above `k_limit`, what is estimated by weights is not reliable. Minus infinity
+            if the largest weights are equal, infinity if one is all.
         k_limit: $\min(1 - 1 / \log_{10} S,\ 0.7)$ for S samples.
-        num_lost: Samples of which the target's log-density is NaN or infinite. They have weight 0, and no part in the
-            other figures.
+        num_lost: Samples of which the target's log-density is NaN or infinite. They have weight 0. The ELBO, which is
+            minus infinity or NaN with them, is that of the other samples.
+        num_without_gradient: Samples at which the gradient of the target's log-density is NaN or infinite. A surrogate
+            that `build_iaf_surrogate_posterior` made is not pulled by the target there.
         samples: The samples, a structure like that of q.
         weights: The weight of each sample, `[S]`, Pareto-smoothed; they add up to 1.
     """
@@ -42,6 +48,7 @@ class Diagnosis:
     k_hat: float
     k_limit: float
     num_lost: int
+    num_without_gradient: int
     samples: Any
     weights: np.ndarray
 
@@ -57,6 +64,7 @@ class Diagnosis:
 
         Raises:
             ValueError: If `num_samples` is below 1.
+            TypeError: If it is not an int.
         """
         count = checked_size('num_samples', num_samples)
         chosen = np.random.default_rng(seed).choice(len(self.weights), count, p=self.weights)
@@ -64,16 +72,22 @@ class Diagnosis:
 
     def __str__(self) -> str:
         count = len(self.weights)
+        kl = f'about {max(self.log_evidence - self.elbo, 0.0):.2g} nats' if not self.num_lost else 'not finite'
         lines = [
             f'ELBO {self.elbo:.3f} ± {self.elbo_error:.3f}, log evidence {self.log_evidence:.3f} by importance '
-            f'weights: KL(q || p) is about {max(self.log_evidence - self.elbo, 0.0):.2g} nats.',
+            f'weights: KL(q || p) is {kl}.',
             f'Pareto k-hat {self.k_hat:.2f}, effective samples {self.effective_samples:.0f} of {count}: '
             f'{self._judgement()}',
         ]
         if self.num_lost:
             lines.append(
-                f'The log-density of the target is NaN or infinite at {self.num_lost} of {count} samples, which have '
-                'no part in these figures.'
+                f'The log-density of the target is NaN or infinite at {self.num_lost} of {count} samples: they have '
+                'weight 0, and the ELBO leaves them out.'
+            )
+        if self.num_without_gradient:
+            lines.append(
+                f'The gradient of the target is NaN or infinite at {self.num_without_gradient} of {count} samples: a '
+                'fit learns nothing from the target there, and goes wrong where there are many.'
             )
         lines.append('Parts of the target that q never visits show in none of them.')
         return '\n'.join(lines)
@@ -81,6 +95,8 @@ class Diagnosis:
     __repr__ = __str__
 
     def _judgement(self) -> str:
+        if self.num_lost > _LOST_SHARE * len(self.weights):
+            return 'not to be trusted. Too much of q is where the target is not finite.'
         if self.k_hat <= 0.5 and self.k_hat <= self.k_limit:
             return 'good. Weighted or resampled, the samples stand for the target.'
         if self.k_hat <= self.k_limit:
@@ -116,8 +132,9 @@ def diagnose(
 
     Raises:
         ValueError: If `num_samples` is below 100, q has a batch shape, or the target is not finite anywhere.
+        TypeError: If `num_samples` is not an int.
 
-    Cost: one pass of each network and one evaluation of the target for each sample, all at once.
+    Cost: one pass of each network, and one evaluation of the target with its gradient, for each sample, all at once.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry 2024, "Pareto Smoothed Importance Sampling",
@@ -135,11 +152,14 @@ def diagnose(
     count = checked_size('num_samples', num_samples, minimum=100)
 
     @tf.function(autograph=False)
-    def draw() -> tuple[Any, tf.Tensor]:
+    def draw() -> tuple[Any, tf.Tensor, list[tf.Tensor]]:
         samples, log_q = surrogate_posterior.experimental_sample_and_log_prob(count, seed=seed)
-        return samples, _compat.call_with_parts(target_log_prob_fn, samples) - log_q
+        with tf.GradientTape() as tape:
+            tape.watch(samples)
+            log_p = _compat.call_with_parts(target_log_prob_fn, samples)
+        return samples, log_p - log_q, tape.gradient(log_p, tf.nest.flatten(samples), unconnected_gradients='zero')
 
-    samples, log_weights = draw()
+    samples, log_weights, slopes = draw()
     if log_weights.shape != [count]:
         raise ValueError(
             f'surrogate_posterior: got log-weights of shape {log_weights.shape.as_list()} for {count} samples, '
@@ -158,12 +178,18 @@ def diagnose(
     weights[is_known] = np.exp(log_smoothed)
     return Diagnosis(
         elbo=float(known.mean()),
-        elbo_error=float(known.std(ddof=1) / np.sqrt(known.size)),
+        elbo_error=float(known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else np.nan,
         log_evidence=float(np.logaddexp.reduce(known) - np.log(count)),
         effective_samples=float(1 / np.sum(weights**2)),
         k_hat=k_hat,
         k_limit=min(1 - 1 / np.log10(count), 0.7),
         num_lost=int(count - known.size),
+        num_without_gradient=int(np.sum(~np.all([_are_finite(slope) for slope in slopes], axis=0))),
         samples=samples,
         weights=weights / weights.sum(),
     )
+
+
+def _are_finite(slope: tf.Tensor) -> np.ndarray:
+    """Tells of which samples, `[S]`, the part of a gradient is finite."""
+    return np.all(np.isfinite(np.reshape(slope, [len(slope), -1])), axis=1)

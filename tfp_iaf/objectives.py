@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_iaf._checks import checked_axes, checked_number
+from tfp_iaf.inversion._implicit import guarded
 
 __all__ = ['free_bits', 'path_derivative']
 
@@ -72,6 +73,13 @@ def path_derivative(distribution: Any) -> Any:
     Args:
         distribution: q, of reparameterised samples, such as `build_iaf_surrogate_posterior` makes.
 
+    Returns:
+        An object with one method, `log_prob(value)`, whose shapes and dtype are those of `distribution.log_prob`.
+
+    Raises:
+        ValueError: From `log_prob`, if the leading shape of `value` is not that of its result.
+        LookupError: From gradients inside `tf.vectorized_map`, which would be those of the variables too.
+
     Cost: `log_prob` inverts q once, with a gradient; see `InverseAutoregressiveFlow`.
 
     References:
@@ -108,7 +116,13 @@ class _OfThePoint:
             with tf.GradientTape() as tape:
                 tape.watch(parts)
                 log_q = self.distribution.log_prob(tf.nest.pack_sequence_as(value, parts))
-            slopes = tape.gradient(log_q, parts)
+            slopes = tape.gradient(log_q, parts, unconnected_gradients='zero')
+            for part in parts:
+                if not part.shape[: log_q.shape.rank].is_compatible_with(log_q.shape):
+                    raise ValueError(
+                        f'value: got a part of shape {part.shape} for densities of shape {log_q.shape}, expected a '
+                        f'point for each density. Broadcast it.'
+                    )
 
             def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> Any:
                 of_parts = [
@@ -117,7 +131,7 @@ class _OfThePoint:
                 ]
                 return (of_parts, [None] * len(variables)) if variables else of_parts
 
-            return log_q, gradient
+            return guarded(log_q), gradient
 
         # As new tensors: of samples, TFP's cache would know by which variables they were made.
         return log_prob(*(tf.identity(part) for part in tf.nest.flatten(value)))

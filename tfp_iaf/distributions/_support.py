@@ -17,10 +17,10 @@ __all__ = ['LocScale', 'support_of']
 
 
 @tf.custom_gradient
-def without_lost_gradients(z: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+def _without_lost_gradients(z: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """Returns z, with a gradient of zero for the events, `[..., D]`, at which that of what follows is out of range.
 
-    One sample that overflows a target would otherwise make NaN of all variables for good. The loss still shows it.
+    One sample that overflows a target would otherwise make NaN of all variables for good. The part of log q stays.
     """
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
@@ -43,7 +43,7 @@ class LocScale(CachedBijector):
 
     def _augmented_forward(self, x: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
         scale = tf.convert_to_tensor(self._scale)
-        return without_lost_gradients(self._loc + scale * x), self._attributes(scale)
+        return _without_lost_gradients(self._loc + scale * x), self._attributes(scale)
 
     def _augmented_inverse(self, y: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
         scale = tf.convert_to_tensor(self._scale)

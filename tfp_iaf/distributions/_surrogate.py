@@ -57,7 +57,10 @@ def build_iaf_surrogate_posterior(
 
     This is the counterpart of NumPyro's `AutoIAFNormal`. `event_shape` and `bijector` are those of TFP's own builders,
     such as `tfp.experimental.vi.build_affine_surrogate_posterior`. The networks see noise of unit scale: location and
-    scale of the posterior come after them. The transform is `'affine'` by default, since in posteriors the scale of one
+    scale of the posterior come after them. Sums of more than 16 terms in them are scaled down (`base_width` of a
+    `MaskedAutoregressiveNetwork`; pass `networks` for another), and where the gradient of the target at a sample is not
+    finite, it counts as zero: one sample that overflows does not end a fit. `tfp_iaf.diagnostics.diagnose` tells how
+    many samples are concerned. The transform is `'affine'` by default, since in posteriors the scale of one
     entry often grows with another, as in a funnel, and the gate only contracts.
 
     Args:

@@ -13,6 +13,7 @@ from tfp_iaf._shapes import event_sizes, lead_of, reshaped
 from tfp_iaf.inversion._blockwise import blockwise
 from tfp_iaf.inversion._fixed_point import fixed_point
 from tfp_iaf.inversion._iteration import largest, round_off
+from tfp_iaf.networks._base import depth_of
 from tfp_iaf.transforms import Transform
 
 __all__ = ['blockwise', 'fixed_point', 'inverted']
@@ -70,7 +71,7 @@ def inverted(
     elif method == 'auto' and hasattr(network, 'masked_layers'):
         x, log_derivatives, image = blockwise(network.masked_layers(context), transform, events)
     else:
-        x, log_derivatives, image = fixed_point(parameters_by_entry, transform, events, getattr(network, 'depth', None))
+        x, log_derivatives, image = fixed_point(parameters_by_entry, transform, events, depth_of(network))
     tolerance = 4000 * round_off(y.dtype)
     is_close = tf.abs(image - events) <= tolerance * (largest(events) + tf.exp(log_derivatives) * tf.abs(x))
     is_solved = is_known & is_valid & are_in_range(x) & tf.reduce_all(is_close, axis=-1, keepdims=True)

@@ -46,7 +46,8 @@ def fixed_point(
     grow with the number of iterations. A second derivative raises an error. While `tf.vectorized_map` traces, which
     drops custom gradients, all iterations that may be needed are made, and autodiff goes through them.
 
-    Cost: at most D + 1 network passes; for a gradient, at most D + 1 backward passes more.
+    Cost: at most `depth` + 1 network passes, by default D + 1, and on a GPU one more; for a gradient, as many backward
+    passes more.
 
     References:
         Song, Meng and Ermon 2021, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving",

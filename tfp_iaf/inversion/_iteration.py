@@ -52,7 +52,7 @@ def iterated(
     size: tf.Tensor,
     differentiable: bool = False,
 ) -> tuple[tf.Tensor, Any]:
-    """Applies `update` until no entry moves, at most `max_iterations` times.
+    """Applies `update` until no entry moves, at most `max_iterations` times; on a GPU, perhaps once more.
 
     Args:
         update: Returns a new value, and anything else that is wanted of the last evaluation.
@@ -89,7 +89,7 @@ def iterated(
         if isinstance(max_iterations, int):
             before = min(before, max_iterations)
         x, rest, moving = iterations(before, start)
-        if before == max_iterations:
+        if isinstance(max_iterations, int) and before == max_iterations:
             return x, rest
         x, rest, _ = tf.while_loop(
             lambda x, rest, moving: moving,

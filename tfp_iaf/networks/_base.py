@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfp_iaf._checks import Activation, checked_shape
+from tfp_iaf._checks import Activation, checked_shape, checked_size
 
-__all__ = ['ANY_CONTEXT', 'MaskedLayers', 'Network', 'Signature', 'signature_of']
+__all__ = ['ANY_CONTEXT', 'MaskedLayers', 'Network', 'Signature', 'depth_of', 'signature_of']
 
 
 class Network(Protocol):
@@ -85,6 +85,12 @@ def signature_of(network: Callable[..., tf.Tensor]) -> Signature:
         params=int(params) if isinstance(params, (int, np.integer)) else None,
         dtype=dtype if isinstance(dtype, tf.DType) else None,
     )
+
+
+def depth_of(network: Callable[..., tf.Tensor]) -> int | None:
+    """Returns the `depth` of a `Network`, if it has one; other callables may mean something else by it."""
+    depth = getattr(network, 'depth', None)
+    return None if depth is None or not hasattr(network, 'event_shape') else checked_size('network.depth', depth)
 
 
 @dataclasses.dataclass(frozen=True)

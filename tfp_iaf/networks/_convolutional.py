@@ -39,7 +39,7 @@ class MaskedConvolutionalNetwork(MaskedNetwork):
 
     Masks are applied at every call, so nothing that is stored in the kernels can break the autoregressive property, and
     forbidden weights get a gradient of zero. They are right for any number of filters: with fewer than C, some outputs
-    react to some of the channels before them only through other pixels. Checkpoints depend on the architecture alone:
+    do not react to some of the channels before them in their own pixel. Checkpoints depend on the architecture alone:
     each kernel is `[1 + r, kernel_size, units in, units out]`, the rows that the order permits, channels of hidden
     layers sorted by degree.
 

@@ -33,13 +33,13 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
     Every output reacts to every entry before it if each hidden layer has at least D - 1 units (D with a context),
     where D is the number of entries of an event.
 
-    The constants c make training independent of the width. An optimizer such as Adam moves each weight by the learning
+    The constants c keep the step of an optimizer independent of the width. Adam moves each weight by the learning
     rate, however small its share, and so a sum of n terms by n times that. A sum of n terms, n above the `base_width`,
     is scaled by c = base_width / n, and its weights start larger in turn. A network as wide as that or narrower is an
     ordinary one.
 
     Checkpoints depend on the architecture alone: each kernel is one matrix W, `[units in, units out]`, with rows and
-    columns sorted by degree, as it is before the scaling by c.
+    columns sorted by degree, as it is before the scaling by c, which belongs to the architecture.
 
     Args:
         event_shape: Shape of an event, an int or a sequence of ints. `[8, 8, 3]` is one event of 192 entries.
@@ -123,12 +123,17 @@ class MaskedAutoregressiveNetwork(MaskedNetwork):
         return self._hidden_units
 
     @property
+    def base_width(self) -> int:
+        """How many terms a sum may have before it is scaled down."""
+        return self._base_width
+
+    @property
     def order(self) -> np.ndarray:
         """The indices of the entries, in the order in which they come."""
         return self._order.copy()
 
     def _repr_of_layers(self) -> str:
-        return f'hidden_units={self._hidden_units}'
+        return f'hidden_units={self._hidden_units}, base_width={self._base_width}'
 
     def unchecked_call(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
         """Does what calling the network does, for arguments that were checked before."""
