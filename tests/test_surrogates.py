@@ -568,17 +568,6 @@ def test_shape_that_is_known_only_when_the_graph_runs():
         build(tf.constant([2]))
 
 
-def test_model_that_was_not_pinned_is_an_error_that_says_so():
-    joint = tfd.JointDistributionNamedAutoBatched(
-        {'rate': tfd.Exponential(1.0), 'count': lambda rate: tfd.Poisson(rate)}
-    )
-    with raises(ValueError, 'bijector', 'discrete', 'experimental_pin'):
-        build_iaf_surrogate_posterior(joint.event_shape_tensor(), joint.experimental_default_event_space_bijector())
-    pinned = joint.experimental_pin(count=3.0)
-    q = build_iaf_surrogate_posterior(pinned.event_shape_tensor(), pinned.experimental_default_event_space_bijector())
-    assert sorted(q.sample(2, seed=SEED)) == ['rate']
-
-
 def test_a_sample_that_overflows_the_target_leaves_the_others_their_gradients():
     """The loss shows it; the weights do not take it up."""
     q = build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=1, hidden_units=(8,), seed=0)

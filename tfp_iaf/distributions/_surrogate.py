@@ -237,14 +237,6 @@ def _checked_bijector(bijector: Any, shapes: Any) -> tfp.bijectors.Bijector | No
 def _unconstrained_shapes(bijector: tfp.bijectors.Bijector, shapes: Any) -> Any:
     try:
         unconstrained = bijector.inverse_event_shape(shapes)
-    except AttributeError as error:
-        if _compat.model_of(bijector) is None:
-            raise
-        raise ValueError(
-            f'bijector: got {bijector!r}, in which some part of the model, such as a discrete one, has no '
-            f'bijector from the reals, expected one for each. If the part is observed, take event_shape and bijector '
-            f'from joint.experimental_pin(...). Otherwise, sum it out.'
-        ) from error
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f'bijector: got {bijector!r}, which does not fit event_shape, {shapes!r}: {error}') from error
     if not all(shape.is_fully_defined() for shape in tf.nest.flatten(unconstrained)):
