@@ -94,7 +94,7 @@ def iterated(
         x, rest, _ = tf.while_loop(
             lambda x, rest, moving: moving,
             lambda x, rest, moving: iterations(between, x),
-            (x, rest, tf.constant(True) if before == 1 else moving),
+            (x, rest, moving),
             maximum_iterations=-(-(max_iterations - before) // between),
         )
         return x, rest
