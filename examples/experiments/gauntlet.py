@@ -26,27 +26,35 @@ QUICK = {'target': ('EightSchools', 'Banana'), 'steps': 100}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that a fit depends on.
+class Fit:
+    """Of every fit:
 
     depth: steps of a flow
-    steps, sample_size, learning_rate: of the fit, by Adam, whose rate ends at zero as a cosine does; samples are those
-    of a step
+    steps, sample_size: by Adam, whose rate ends at zero as a cosine does; samples are those of a step
     clipnorm: largest norm of a gradient; 0: do not clip
     estimator: of the gradient: 'reparameterization' or 'path derivative'
     evaluation_samples: new samples that a fit is judged by
     """
 
-    target: str
-    rival: str
+    target: str = ''
     seed: int = 0
     depth: int = 2
     steps: int = 2000
     sample_size: int = 16
-    learning_rate: float = 1e-2
     clipnorm: float = 10.0
     estimator: str = 'reparameterization'
     evaluation_samples: int = 10000
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Fit):
+    """All that a fit depends on.
+
+    learning_rate: of Adam
+    """
+
+    rival: str = ''
+    learning_rate: float = 1e-2
 
 
 class Result(NamedTuple):
@@ -106,7 +114,7 @@ def fit(q: Any, log_density: Any, settings: Any) -> np.ndarray:
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment that the command line describes."""
     varied = {'target': gym.TARGETS, 'rival': rivals.RIVALS}
-    command = Command('gauntlet', __doc__, Settings('', ''), varied, seeds=3)
+    command = Command('gauntlet', __doc__, Settings(), varied, seeds=3)
     options = command.parse(argv, QUICK)
     plan = [one for one in command.plan(options) if rivals.applies(one.rival, gym.load(one.target))]
     results = runs.run_all(run, plan, options.output_dir, options.jobs)

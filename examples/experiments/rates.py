@@ -15,33 +15,20 @@ import tfp_iaf
 
 from . import gauntlet, gym, reports, runs
 from .commands import Command
-from .gauntlet import Result
+from .gauntlet import Fit, Result
 
 QUICK = {'target': ('NealsFunnel',), 'width': (32,), 'rate': ('1e-2',), 'steps': 100}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that a fit depends on.
+class Settings(Fit):
+    """All that a fit depends on; what varies is of the networks and of Adam."""
 
-    depth: steps of the flow
-    steps, sample_size: of the fit, by Adam, whose rate ends at zero as a cosine does; samples are those of a step
-    clipnorm: largest norm of a gradient; 0: do not clip
-    estimator: of the gradient; see gauntlet
-    evaluation_samples: new samples that the ELBO is estimated by
-    """
-
-    target: str
-    width: int
-    rate: str
-    base_width: int
-    seed: int = 0
-    depth: int = 2
     steps: int = 300
-    sample_size: int = 16
-    clipnorm: float = 10.0
-    estimator: str = 'reparameterization'
     evaluation_samples: int = 5000
+    width: int = 0
+    rate: str = ''
+    base_width: int = 0
 
     @property
     def learning_rate(self) -> float:
@@ -77,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         'width': (32, 128, 512),
         'rate': ('1e-3', '3e-3', '1e-2', '3e-2'),
     }
-    command = Command('rates', __doc__, Settings('', 0, '', 0), varied)
+    command = Command('rates', __doc__, Settings(), varied)
     options = command.parse(argv, QUICK)
     results = runs.run_all(run, command.plan(options), options.output_dir, options.jobs)
     reports.write(options, report(results), results)
