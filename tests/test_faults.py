@@ -139,6 +139,7 @@ def test_a_surrogate_trains_and_saves_its_own_variables_alone(structured, tmp_pa
         q,
         keras.optimizers.Adam(1e-2),
         num_steps=20,
+        sample_size=64,
         trainable_variables=q.trainable_variables,
         seed=1,
     )
