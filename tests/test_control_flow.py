@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
-from tests.flows import FLOWS, each_kind, normal, perturb, raises, tfd
+from tests.flows import FLOWS, normal, perturb, raises, tfd
 
 # To trace and to compile takes seconds.
 pytestmark = pytest.mark.slow
@@ -94,40 +94,72 @@ class Case:
             np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9 * max(1, np.max(np.abs(b))))
 
 
-SOME = ['gated_context', 'fixed_point', 'image']
+# Flows differ in how their inverses iterate, and in what a gradient then solves; to vectorize one takes seconds.
+KINDS = (
+    'gated_context',
+    'blocks',
+    'in_blocks_by_entry',
+    'fixed_point',
+    'inverted',
+    'convolutional_context',
+    'spline',
+    'scalar_bijector',
+    'function',
+    'chain_of_one',
+    'planar',
+    'radial',
+    'sylvester_orthogonal',
+)
 
 
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', KINDS)
+def test_every_kind_of_flow_in_a_vectorizer(name):
+    Case(name).check('vectorized_map', eager=True)
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_every_kind_of_flow_in_a_loop(name):
+    Case(name).check('while_loop', eager=True)
+
+
+@pytest.mark.parametrize('name', ['gated_context', 'image_fixed_point'])
 @pytest.mark.parametrize('construct', ['map_fn', 'scan', 'cond'])
-def test_in_a_graph(name, construct):
-    Case(name).check(construct)
-
-
-@each_kind
-@pytest.mark.parametrize('construct', ['while_loop', 'vectorized_map'])
-def test_every_kind_of_flow_in_a_graph(flow, construct):
-    Case(flow.name).check(construct)
-
-
-@pytest.mark.parametrize('name', SOME)
-@each_construct
 def test_eagerly(name, construct):
     Case(name).check(construct, eager=True)
 
 
-@pytest.mark.parametrize('name', ['gated_context', 'fixed_point'])
-@each_construct
+@pytest.mark.parametrize(
+    ('name', 'construct'),
+    [
+        ('gated_context', 'map_fn'),
+        ('fixed_point', 'scan'),
+        ('fixed_point', 'cond'),
+        ('gated_context', 'while_loop'),
+        ('planar', 'while_loop'),
+        ('fixed_point', 'vectorized_map'),
+        ('radial', 'vectorized_map'),
+    ],
+)
+def test_in_a_graph(name, construct):
+    Case(name).check(construct)
+
+
+@pytest.mark.parametrize(
+    ('name', 'construct'),
+    [
+        ('gated_context', 'while_loop'),
+        ('fixed_point', 'scan'),
+        ('gated_context', 'vectorized_map'),
+        ('fixed_point', 'vectorized_map'),
+    ],
+)
 def test_under_xla(name, construct):
     Case(name).check(construct, jit_compile=True)
 
 
-@pytest.mark.parametrize('name', ['blocks', 'image_fixed_point'])
-def test_more_entries_than_a_block_in_a_vectorizer(name):
-    Case(name).check('vectorized_map', jit_compile=True)
-
-
-@pytest.mark.parametrize('name', ['gated', 'fixed_point', 'blocks', 'spline'])
-@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
+@pytest.mark.parametrize(
+    ('name', 'in_function'), [('gated', False), ('gated', True), ('blocks', False), ('fixed_point', True)]
+)
 def test_jacobian_by_a_vectorizer(name, in_function):
     case = Case(name)
     bijector = case.owner.bijector(*case.rows[1:])
@@ -146,7 +178,7 @@ def test_jacobian_by_a_vectorizer(name, in_function):
 # Second derivatives
 
 
-@pytest.mark.parametrize('name', ['gated', 'fixed_point', 'affine'])
+@pytest.mark.parametrize('name', ['gated', 'fixed_point'])
 def test_second_derivative_inside_a_vectorizer_is_right(name):
     case, along = Case(name), normal([ROWS, FLOWS[name].event_size], seed=8)
 
@@ -230,7 +262,6 @@ def _no_u_turn(target):
 @pytest.mark.parametrize(
     ('kernel', 'inverse', 'jit_compile'),
     [
-        (_hamiltonian, 'auto', False),
         (_hamiltonian, 'auto', True),
         (_hamiltonian, 'fixed_point', True),
         (_no_u_turn, 'auto', False),

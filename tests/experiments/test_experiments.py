@@ -27,24 +27,24 @@ TINY = {
     'mnist': f'{SMALL_VAE} --batch-size=50 --posterior=diagonal --longer-baseline=3 --latent-size=3',
     'cifar10': f'{SMALL_VAE} --batch-size=10 --steps-per-epoch=2 --posterior=IAF --latent-size=4',
     'ablation': '--epochs=1 --steps-per-epoch=2 --elbo-samples=2 --nll-samples=3 --latent-size=2',
-    'energies': '--steps=20 --evaluation-samples=500 --target=U1,U4 --depth=0,1',
+    'energies': '--steps=20 --evaluation-samples=500 --target=U4 --depth=1',
     'gauntlet': '--steps=5 --evaluation-samples=200 --target=NealsFunnel',
     'rates': '--steps=5 --evaluation-samples=200',
-    'surrogates': '--steps=20 --evaluation-samples=500 --target=banana --family=diagonal,affine',
-    'neutra': '--gradients=3200 --fit-steps=20 --samplers=HMC:10:0.8,NeuTra:4:0.9',
+    'surrogates': '--steps=20 --evaluation-samples=500 --target=banana --family=affine',
+    'neutra': '--gradients=3200 --fit-steps=20 --samplers=NeuTra:4:0.9',
     'densities': '--steps=100 --num-affine=1 --num-gated=1 --target=rings --test-points=2000',
 }
 RUNS = {
     'digits': 2,
-    'families': 3,
+    'families': 1,
     'mnist': 2,
     'cifar10': 1,
-    'ablation': 4,
+    'ablation': 2,
     'energies': 4,
-    'gauntlet': 3,
+    'gauntlet': 2,
     'rates': 2,
-    'surrogates': 2,
-    'neutra': 2,
+    'surrogates': 1,
+    'neutra': 1,
     'densities': 1,
 }
 PLOTS = {
@@ -71,16 +71,16 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
     if name == 'cifar10':
         arguments.append(f'--data={small.write_cifar10(tmp_path)[0]}')
     if name == 'families':
-        arguments.append('--posterior=planar 4,Sylvester orthogonal,IAF full covariance')
+        arguments.append('--posterior=planar 4')
     if name in ('gauntlet', 'rates'):
         pytest.importorskip('inference_gym', reason='the Inference Gym is not installed')
     if name == 'gauntlet':
-        arguments.append("--rival=mean field,TFP's IAF,IAF affine")
+        arguments.append("--rival=TFP's IAF,IAF affine")
     if name == 'ablation':
         fewer = {'hidden_units': (8,), 'flow_units': (8,), 'flows': 1, 'grid_size': 50}
         monkeypatch.setattr(digits, 'SETTINGS', dataclasses.replace(digits.SETTINGS, **fewer))
-        rows = {label: ablation.ROWS[label] for label in ('diagonal', *ablation._DRAWN)}
-        monkeypatch.setattr(ablation, 'ROWS', rows)
+        monkeypatch.setattr(ablation, '_DRAWN', ('the post',))
+        monkeypatch.setattr(ablation, 'ROWS', {label: ablation.ROWS[label] for label in ('diagonal', 'the post')})
     main = importlib.import_module(f'experiments.{name}').main
     output_dir = tmp_path / 'out'
     main(['--quick', f'--output-dir={output_dir}', *arguments])
@@ -93,7 +93,7 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
     for path in output_dir.glob('*.png'):
         assert min(matplotlib.image.imread(path).shape[:2]) > 100
     assert not list(output_dir.rglob('.[0-9]*'))
-    if name in ('digits', 'densities'):  # it is not repeated
+    if name == 'rates':  # it is not repeated
         before = {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')}
         main(['--quick', f'--output-dir={output_dir}', *arguments])
         assert before and {path: path.stat().st_mtime for path in output_dir.rglob('output.pkl')} == before
@@ -129,7 +129,7 @@ class TestInference:
 
     @pytest.mark.slow
     def test_mean_field_reaches_its_optimum_and_a_flow_comes_closer(self):
-        kinds = {depth: inference.Settings('funnel', depth=depth, steps=1000) for depth in (0, 2)}
+        kinds = {depth: inference.Settings('funnel', depth=depth, steps=500) for depth in (0, 2)}
         figures = {depth: inference.run(runs.Store('nowhere'), settings).figures for depth, settings in kinds.items()}
         assert figures[0]['kl'] == pytest.approx(inference.TARGETS['funnel'].mean_field_kl, abs=0.05)
         assert -4 * figures[2]['standard_error'] < figures[2]['kl'] < 0.1
@@ -206,7 +206,7 @@ class TestNeutra:
 
 @pytest.mark.slow
 def test_a_few_hundred_steps_beat_the_gaussian():
-    settings = densities.Settings('two moons', steps=400, num_affine=3, num_gated=1, test_points=5000)
+    settings = densities.Settings('two moons', steps=300, num_affine=2, num_gated=1, test_points=5000)
     result = densities.run(runs.Store('nowhere'), settings)
     figures = result.figures
     assert figures['entropy'] < figures['nll'] < figures['nll_of_gaussian'] - 0.3

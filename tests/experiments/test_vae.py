@@ -134,15 +134,13 @@ def tiny_convolutions(name, image_shape, outputs, latent_size, hidden_units):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('network', ['dense', 'convolutions'])
-def test_killed_and_started_again_it_ends_with_the_same_weights(network, tmp_path, monkeypatch):
+def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path, monkeypatch):
     data, fingerprint = small.write_mnist(tmp_path)
     settings = small.settings('IAF', data=data, fingerprint=fingerprint)
     settings = vae.Settings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(vae.Settings)})
     monkeypatch.setattr(vae, '_SECONDS_BETWEEN_BACKUPS', 0.0)
     monkeypatch.setattr(vae, '_MOST_STEPS_PER_CALL', 5)
-    if network == 'convolutions':
-        monkeypatch.setattr(architectures, 'make', tiny_convolutions)
+    monkeypatch.setattr(architectures, 'make', tiny_convolutions)
     whole = runs.Store(tmp_path / 'whole').get(vae.train, settings)
 
     store, end = runs.Store(tmp_path / 'killed'), vae.Watch.on_train_batch_end
