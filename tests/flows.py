@@ -443,6 +443,7 @@ def _each(flows: Sequence[Flow]) -> pytest.MarkDecorator:
 
 
 each_flow = _each(_ALL)
+each_kind = _each([FLOWS[name] for name in KINDS])
 each_step = _each([flow for flow in _ALL if flow.order is not None])
 each_conditional = _each([flow for flow in _ALL if flow.context_size is not None])
 # Those whose variables TFP can find: it cannot look into a function.

@@ -15,6 +15,7 @@ from tests.flows import (
     each_conditional,
     each_dtype,
     each_flow,
+    each_kind,
     each_masked_step,
     each_step,
     each_with_reference,
@@ -135,7 +136,7 @@ def test_round_trip(flow, direction, dtype):
 
 @pytest.mark.slow
 @each_flow
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(st.floats(-4, 4), st.integers(0, 1000))
 def test_inverse_is_a_preimage_at_every_magnitude(flow, exponent, seed):
     bijector = flow.build().bijector(flow.contexts())
@@ -209,7 +210,7 @@ def test_gradients_equal_finite_differences(flow, direction):
 
 
 @pytest.mark.slow
-@each_flow
+@each_kind
 @pytest.mark.parametrize('scale', [1e-10, 1e10])
 def test_gradients_of_log_prob_scale_with_the_objective(flow, scale):
     """The mean over a large batch is a small multiple, a loss scale a large one; no tolerance may be absolute."""
@@ -225,8 +226,7 @@ def test_gradients_of_log_prob_scale_with_the_objective(flow, scale):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['gated', 'chain', 'function', 'fixed_point'])
-@each_direction
+@pytest.mark.parametrize(('name', 'direction'), [('gated', 'forward'), ('gated', 'inverse'), ('function', 'inverse')])
 def test_persistent_tape_under_xla(name, direction):
     """Two losses from one tape: TensorFlow then records every loop, which XLA refuses without a bound on its passes."""
     flow = FLOWS[name]
@@ -245,7 +245,7 @@ def test_persistent_tape_under_xla(name, direction):
 
 @pytest.mark.slow
 @each_flow
-@pytest.mark.parametrize(('sample_shape', 'batch_shape'), [((2,), ()), ((), (2,)), ((2, 3), (2,))], ids=str)
+@pytest.mark.parametrize(('sample_shape', 'batch_shape'), [((2,), ()), ((2, 3), (2,))], ids=str)
 def test_every_element_of_a_sample_equals_its_row_alone(flow, sample_shape, batch_shape):
     owner, x, context = flow.build(), flow.events(sample_shape + batch_shape), flow.contexts(batch_shape)
     for direction in DIRECTIONS:
@@ -289,8 +289,7 @@ def assert_other_rows_are_the_same(results, clean):
 
 @each_flow
 @each_direction
-@pytest.mark.parametrize('bad', [np.nan, np.inf])
-@pytest.mark.parametrize('entry', [0, -1])
+@pytest.mark.parametrize(('bad', 'entry'), [(np.nan, 0), (np.inf, -1)])
 def test_nan_in_gives_nan_out_and_spares_the_other_rows(flow, direction, bad, entry):
     bijector = flow.build().bijector(flow.contexts())
     x = flow.events().numpy()
