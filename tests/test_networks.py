@@ -44,9 +44,6 @@ KINDS = (MaskedAutoregressiveNetwork, InBlocks)
 each_kind = pytest.mark.parametrize('kind', KINDS)
 
 
-# Who sees whom
-
-
 @st.composite
 def _architectures(draw):
     """Events and contexts have any number of axes, zero included; there are enough hidden units or fewer."""
@@ -121,6 +118,17 @@ def test_forbidden_weights_have_no_effect_and_no_gradient(kind):
         kernels = [kernel for kernel, _ in masked_kernels(net)]
         for gradient, (_, mask) in zip(tape.gradient(total, kernels), masked_kernels(net), strict=True):
             np.testing.assert_array_equal(gradient.numpy() != 0, mask, err_msg=str(forbidden))
+
+
+def test_leading_shapes_broadcast():
+    net = network()
+    for x_lead, context_lead in [([2], [1]), ([], [2]), ([3, 1], [2]), ([4, 3, 2], [3, 2])]:
+        x, context = normal([*x_lead, 4], seed=1), normal([*context_lead, 2], seed=2)
+        lead = np.broadcast_shapes(x_lead, context_lead)
+        output = net(x, context)
+        assert output.shape == [*lead, 4, 2], (x_lead, context_lead)
+        rows = net(tf.broadcast_to(x, [*lead, 4]), tf.broadcast_to(context, [*lead, 2]))
+        np.testing.assert_allclose(output, rows, rtol=1e-12, err_msg=f'{x_lead} {context_lead}')
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
@@ -250,9 +258,6 @@ def test_networks_up_to_the_base_width_are_ordinary():
     # Above it, checkpoints hold larger weights for outputs of the same variance within the layers.
     scaled = MaskedAutoregressiveNetwork(4, (8, 7), context_shape=3, base_width=2, seed=0)
     assert np.abs(scaled.variables[1]).sum() > 1.5 * np.abs(nets[0].variables[1]).sum()
-
-
-# Bad input
 
 
 @pytest.mark.parametrize(

@@ -364,9 +364,6 @@ def test_chain_refuses_what_it_would_ignore():
         mixed.forward_log_derivatives(x)
 
 
-# Networks that are there already
-
-
 class Before(tf.Module):
     """A network by the protocol alone: each entry reacts to the one before it, and none to the context."""
 

@@ -206,9 +206,6 @@ def test_in_place_of_tfps_own_flow():
         np.testing.assert_allclose(gradient[allowed], expected[allowed], rtol=1e-5, atol=1e-7)
 
 
-# Variational inference
-
-
 def test_score_function_estimator_equals_that_by_hand():
     """It holds the samples fixed."""
     made = posterior(transform='affine')
