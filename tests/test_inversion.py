@@ -18,9 +18,18 @@ def affine_step(shift, log_scale=tf.zeros_like, **kwargs):
     return InverseAutoregressiveFlow(Counted(network), transform='affine', **kwargs)
 
 
+def _masked_step():
+    return InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64))
+
+
 def assert_inverts(step, x, **tolerance):
     y = step.forward(x)
     np.testing.assert_allclose(step.inverse(tf.identity(y)), x, **tolerance)
+
+
+KINDS = {'function': lambda: affine_step(tf.sin), 'masked': _masked_step}
+
+each_kind = pytest.mark.parametrize('make', KINDS.values(), ids=KINDS)
 
 
 @each_dtype
@@ -79,10 +88,6 @@ def test_number_of_passes_does_not_grow_in_a_graph():
     assert step.network.calls <= 3
 
 
-def test_one_event_alone():
-    assert_inverts(affine_step(tf.sin), normal([6]), rtol=1e-12)
-
-
 def test_gradient_of_a_step_that_expands_equals_the_inverse_of_the_jacobian():
     step = affine_step(lambda before: 5.0 * tf.sin(3.0 * before), lambda before: tf.cos(2.0 * before))
     x = normal([4, 5])
@@ -91,45 +96,7 @@ def test_gradient_of_a_step_that_expands_equals_the_inverse_of_the_jacobian():
     np.testing.assert_allclose(jacobian(step.inverse, tf.identity(y)), expected, rtol=1e-6, atol=1e-6 * expected.max())
 
 
-def test_gradient_reaches_what_a_function_closes_over():
-    weight = tf.Variable(0.7, dtype=tf.float64)
-    step = affine_step(lambda before: weight * before)
-    y = tf.constant([1.0, 2.0, 3.0], tf.float64)
-    with tf.GradientTape() as tape:
-        last = step.inverse(y)[2]
-    # x_2 = y_2 - w y_1 + w^2 y_0
-    np.testing.assert_allclose(tape.gradient(last, weight), -2.0 + 2 * 0.7 * 1.0, rtol=1e-12)
-
-
-def test_batch_jacobian_is_vectorized():
-    step = InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64))
-    x = normal([4, 3])
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = step.inverse(x)
-    np.testing.assert_allclose(tape.batch_jacobian(y, x), jacobian(step.inverse, tf.identity(x)), rtol=1e-10)
-
-
-@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
-@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
-def test_second_derivative_is_refused(make, in_function):
-    """A wrong one, from what does not differentiate the solution, would go unnoticed."""
-    step, y = make(), normal([4, 3])
-
-    def second():
-        with tf.GradientTape() as outer:
-            outer.watch(y)
-            with tf.GradientTape() as inner:
-                inner.watch(y)
-                x = step.inverse(tf.identity(y))
-            first = inner.gradient(x, y)
-        return outer.gradient(first, y)
-
-    with raises(NotImplementedError, 'inverse', 'first derivatives only', 'forward'):
-        (tf.function(second, autograph=False) if in_function else second)()
-
-
-@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
+@each_kind
 def test_derivative_in_forward_mode_is_refused(make):
     """Not taken for none."""
     step, y = make(), normal([4, 3])
@@ -137,6 +104,39 @@ def test_derivative_in_forward_mode_is_refused(make):
         with tf.autodiff.ForwardAccumulator(y, tf.ones_like(y)) as accumulator:
             x = step.inverse(tf.identity(y))
         accumulator.jvp(x)
+
+
+@pytest.mark.slow
+def test_function_traced_before_a_vectorized_map_has_the_right_gradient_inside():
+    step, y = _masked_step(), normal([4, 3])
+    traced = tf.function(step.inverse, autograph=False)
+    traced(y[0])
+
+    def gradient(function, row):
+        with tf.GradientTape() as tape:
+            tape.watch(row)
+            total = tf.reduce_sum(tf.sin(function(row)))
+        return tape.gradient(total, row)
+
+    inside = tf.vectorized_map(lambda row: gradient(traced, row), y)
+    np.testing.assert_allclose(inside, gradient(step.inverse, tf.identity(y)), rtol=1e-10)
+
+
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+def test_gradient_of_a_very_large_objective(inverse):
+    """Bounds on transients must not bound the solution."""
+    net = MaskedAutoregressiveNetwork(2, (8,), seed=0)
+    step = InverseAutoregressiveFlow(net, transform='affine', inverse=inverse)
+    y = normal([5, 2], tf.float32)
+
+    def gradients(factor):
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            total = factor * tf.reduce_sum(step.inverse(tf.identity(y)))
+        return tape.gradient(total, [y, *net.trainable_variables])
+
+    for actual, expected in zip(gradients(1e20), gradients(1.0), strict=True):
+        np.testing.assert_allclose(actual / 1e20, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
@@ -158,105 +158,34 @@ def test_entries_of_very_different_size(inverse):
         np.testing.assert_allclose(inverted / scales, exact[: len(rows)] / scales, rtol=1e-5, atol=1e-5)
 
 
-def _second_derivatives(function, row):
-    """Of the sum of what a function makes of a row, by the row, twice."""
-    with tf.GradientTape() as outer:
-        outer.watch(row)
-        with tf.GradientTape() as inner:
-            inner.watch(row)
-            total = tf.reduce_sum(tf.sin(function(tf.identity(row))))
-        first = inner.gradient(total, row)
-    return outer.gradient(first, row)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
-@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
-def test_second_derivative_in_a_vectorized_map(make, in_function):
-    """There the inverse is unrolled, since custom gradients get lost; what is differentiated is the solution."""
-    step, y = make(), normal([4, 3])
-
-    def unrolled(y):
-        x = y
-        for _ in range(3):
-            x, _ = step.transform.inverse(y, step.network(x))
-        return x
-
-    def second():
-        return tf.vectorized_map(lambda row: _second_derivatives(step.inverse, row), y)
-
-    actual = (tf.function(second, autograph=False) if in_function else second)()
-    np.testing.assert_allclose(actual, _second_derivatives(unrolled, y), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), lambda: _masked_step()], ids=['function', 'masked'])
-def test_function_traced_before_a_vectorized_map_has_no_wrong_gradient_there(make):
-    """Its gradient by a tape inside is right; one outside would go through a graph that has lost its own gradient."""
-    step, y = make(), normal([4, 3])
-    traced = tf.function(step.inverse, autograph=False)
-    traced(y[0])
-
-    def gradient(function, row):
-        with tf.GradientTape() as tape:
-            tape.watch(row)
-            total = tf.reduce_sum(tf.sin(function(row)))
-        return tape.gradient(total, row)
-
-    inside = tf.vectorized_map(lambda row: gradient(traced, row), y)
-    np.testing.assert_allclose(inside, gradient(step.inverse, tf.identity(y)), rtol=1e-10)
-    with raises(LookupError, 'inverse', 'tf.vectorized_map', 'call the function that it wraps'):
-        gradient(lambda y: tf.vectorized_map(traced, y), y)
-
-
-def test_second_derivative_of_the_forward_direction():
-    step, x = _masked_step(), normal([4, 3])
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as inner:
-            inner.watch(x)
-            total = tf.reduce_sum(step.forward(tf.identity(x)) ** 2)
-        first = inner.gradient(total, x)
-    assert np.all(np.isfinite(outer.gradient(first, x)))
-
-
-def _masked_step():
-    return InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64))
-
-
 @pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
-@pytest.mark.parametrize('event_shape', [[4], [2, 2]], ids=str)
-@pytest.mark.parametrize('bad', ['nan', 'inf', 'minus_inf', 'out_of_range', 'context'])
-def test_lost_events_leave_the_gradients_of_others_alone(bad, event_shape, inverse):
+def test_lost_events_leave_the_gradients_of_others_alone(inverse):
     """Where a mask keeps them out of the loss: a row that is NaN must not be one in the gradient of a sum."""
-    net = MaskedAutoregressiveNetwork(event_shape, (9,), context_shape=2, seed=0, dtype=tf.float64)
+    net = MaskedAutoregressiveNetwork([2, 2], (9,), context_shape=2, seed=0, dtype=tf.float64)
     perturb(net)
     step = InverseAutoregressiveFlow(net, transform='affine', inverse=inverse)
-    y, context = normal([5, *event_shape], seed=1).numpy(), normal([5, 2], seed=2).numpy()
-    if bad == 'context':
-        context[1, 0] = np.nan
-    else:
-        y[1].flat[-1] = {'nan': np.nan, 'inf': np.inf, 'minus_inf': -np.inf, 'out_of_range': 1e200}[bad]
-    good = tf.constant([True, False, True, True, True])
+    y, context = normal([9, 2, 2], seed=1).numpy(), normal([9, 2], seed=2).numpy()
+    for row, bad in enumerate([np.nan, np.inf, -np.inf, 1e200]):
+        y[row, 1, 1] = bad
+    context[4, 0] = np.nan
+    good = np.arange(9) > 4
 
     def value_and_gradients(y, context, good):
         y, context = tf.constant(y), tf.constant(context)
         with tf.GradientTape() as tape:
             tape.watch([y, context])
-            x = tf.reshape(step.inverse(y, context=context), [len(y), 4])
-            totals = tf.reduce_sum(tf.sin(x), axis=-1) + step.inverse_log_det_jacobian(y, context=context)
+            x = step.inverse(y, context=context)
+            totals = tf.reduce_sum(tf.sin(x), axis=[1, 2]) + step.inverse_log_det_jacobian(y, context=context)
             loss = tf.reduce_sum(tf.where(good, totals, 0.0))
-        return x, *tape.gradient(loss, [y, context, *net.trainable_variables])
+        return [x.numpy(), *tape.gradient(loss, [y, context, *net.trainable_variables])]
 
-    x, dy, dcontext, *gradients = value_and_gradients(y, context, good)
-    rest = [0, 2, 3, 4]
-    clean, clean_dy, clean_dcontext, *expected = value_and_gradients(y[rest], context[rest], tf.fill([4], True))
-    assert np.all(np.isnan(x[1]))
-    np.testing.assert_allclose(x.numpy()[rest], clean, rtol=1e-10)
-    np.testing.assert_allclose(dy.numpy()[rest], clean_dy, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(dcontext.numpy()[rest], clean_dcontext, rtol=1e-9, atol=1e-12)
-    for actual, other in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(actual, other, rtol=1e-9, atol=1e-12)
+    expected = value_and_gradients(y[good], context[good], good[good])
+    actual = value_and_gradients(y, context, good)
+    assert np.all(np.isnan(actual[0][~good]))
+    for i in range(3):
+        actual[i] = actual[i][good]
+    for value, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-12)
 
 
 @each_dtype
@@ -272,52 +201,20 @@ def test_range_of_the_points(inverse, dtype):
     assert np.isnan(log_det).tolist() == [False, True, False]
     image = step.forward(tf.identity(x)).numpy()
     np.testing.assert_allclose(image[::2], y.numpy()[::2], rtol=1e-5, atol=1e-6 * limit)
-
-
-# Its first entry depends on the last one, so that iterations go round in circles.
-def _circular(x):
-    return tf.stack([3.0 * tf.roll(x, 1, axis=-1), tf.zeros_like(x)], axis=-1)
-
-
-@each_dtype
-def test_network_that_is_not_autoregressive_gives_nan(dtype):
-    step = InverseAutoregressiveFlow(_circular, transform='affine')
-    y = normal([4, 3], dtype)
-    assert np.all(np.isnan(step.inverse(y)))
-    assert np.all(np.isnan(step.inverse_log_det_jacobian(y)))
-
-
-def test_validate_args_makes_it_an_error():
-    step = InverseAutoregressiveFlow(_circular, transform='affine', validate_args=True, name='circular')
-    with raises(tf.errors.InvalidArgumentError, 'circular', 'inverse', 'autoregressive'):
-        step.inverse(normal([4, 3]))
-    with raises(tf.errors.InvalidArgumentError, 'circular', 'inverse', 'autoregressive'):
-        tf.function(step.inverse)(normal([4, 3]))
-
-
-def test_validate_args_lets_good_networks_pass():
-    net = MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64)
-    step = InverseAutoregressiveFlow(net, validate_args=True)
-    assert_inverts(step, normal([4, 3]), rtol=1e-12)
-
-
-def test_validate_args_reports_nan():
-    net = MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64)
-    step = InverseAutoregressiveFlow(net, validate_args=True)
-    with raises(tf.errors.InvalidArgumentError, 'inverse', 'finite'):
-        step.inverse(tf.constant([[0.0, np.nan, 0.0]], tf.float64))
+    far = tf.identity(y)
+    assert np.isnan(step.forward(far)).any(axis=-1).tolist() == [False, True, False]
+    assert np.isnan(step.forward_log_det_jacobian(far)).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(
     ('transform', 'activation', 'magnitude', 'least', 'most'),
     [
         (transforms.Gated(), 'tanh', 1e10, 20, 20),
-        (transforms.Affine(), 'tanh', 1e10, 20, 20),
         (transforms.Affine(), 'elu', 1e10, 20, 20),
         # Far out, gates of a network without a bound are shut: what was before them, rounding has lost.
         (transforms.Gated(), 'elu', 1e3, 1, 19),
         (transforms.Gated(), 'elu', 1e10, 0, 0),
-        *((transform, 'elu', m, 0, 0) for transform in (transforms.Gated(), transforms.Affine()) for m in (1e30, 1e38)),
+        (transforms.Affine(), 'elu', 1e38, 0, 0),
     ],
     ids=str,
 )
@@ -348,21 +245,29 @@ def test_a_residual_that_a_shut_gate_hides_is_found():
     assert np.any(np.isnan(x)) and not np.any(wrong & ~np.isnan(x))
 
 
-@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
-def test_gradient_of_a_very_large_objective(inverse):
-    """Bounds on transients must not bound the solution."""
-    net = MaskedAutoregressiveNetwork(2, (8,), seed=0)
-    step = InverseAutoregressiveFlow(net, transform='affine', inverse=inverse)
-    y = normal([5, 2], tf.float32)
+# Its first entry depends on the last one, so that iterations go round in circles.
+def _circular(x):
+    return tf.stack([3.0 * tf.roll(x, 1, axis=-1), tf.zeros_like(x)], axis=-1)
 
-    def gradients(factor):
-        with tf.GradientTape() as tape:
-            tape.watch(y)
-            total = factor * tf.reduce_sum(step.inverse(tf.identity(y)))
-        return tape.gradient(total, [y, *net.trainable_variables])
 
-    for actual, expected in zip(gradients(1e20), gradients(1.0), strict=True):
-        np.testing.assert_allclose(actual / 1e20, expected, rtol=1e-4, atol=1e-5)
+@each_dtype
+def test_network_that_is_not_autoregressive_gives_nan(dtype):
+    step = InverseAutoregressiveFlow(_circular, transform='affine')
+    y = normal([4, 3], dtype)
+    assert np.all(np.isnan(step.inverse(y)))
+    assert np.all(np.isnan(step.inverse_log_det_jacobian(y)))
+
+
+def test_validate_args_makes_it_an_error():
+    step = InverseAutoregressiveFlow(_circular, transform='affine', validate_args=True, name='circular')
+    for inverse in (step.inverse, tf.function(step.inverse)):
+        with raises(tf.errors.InvalidArgumentError, 'circular', 'inverse', 'autoregressive'):
+            inverse(normal([4, 3]))
+    net = MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64)
+    good = InverseAutoregressiveFlow(net, validate_args=True)
+    assert_inverts(good, normal([4, 3]), rtol=1e-12)
+    with raises(tf.errors.InvalidArgumentError, 'inverse', 'finite'):
+        good.inverse(tf.constant([[0.0, np.nan, 0.0]], tf.float64))
 
 
 def test_number_of_entries_that_is_known_only_when_it_runs():
@@ -378,13 +283,13 @@ def test_number_of_entries_that_is_known_only_when_it_runs():
     np.testing.assert_allclose(inverse(step.forward(x) + 0.0), x, atol=1e-4)
 
 
-@pytest.mark.parametrize('depth', [2.5, 0])
-def test_depth_of_a_network_is_checked(depth):
+def test_depth_of_a_network_is_checked():
     network = MaskedAutoregressiveNetwork(6, (8,), seed=0)
-    network.depth = depth
-    step = InverseAutoregressiveFlow(network, inverse='fixed_point')
-    with raises((TypeError, ValueError), 'network.depth', str(depth)):
-        step.inverse(normal([2, 6], tf.float32))
+    for depth, error in ((2.5, TypeError), (0, ValueError)):
+        network.depth = depth
+        step = InverseAutoregressiveFlow(network, inverse='fixed_point')
+        with raises(error, 'network.depth', str(depth)):
+            step.inverse(normal([2, 6], tf.float32))
 
 
 def test_depth_of_another_callable_means_something_else():

@@ -5,11 +5,12 @@ import pytest
 import tensorflow as tf
 
 import tfp_iaf
-from tests.flows import count_ops, normal
+from tests.flows import count_ops, each_dtype, normal
 from tfp_iaf import transforms
-from tfp_iaf.inversion import blockwise
 
 D, HIDDEN, CONTEXT = 20, (32, 32), 3
+
+LIMITS = {tf.float32: 1e-5, tf.float64: 1e-11}
 
 
 def chain(num_flows, dtype, transform='gated'):
@@ -38,30 +39,16 @@ def last_kernel(network):
     return next(v for v in network.variables if v.name == f'kernel_{len(HIDDEN)}:0')
 
 
-@pytest.fixture(params=[tf.float32, tf.float64], ids=lambda dtype: dtype.name)
-def dtype(request):
-    return request.param
-
-
-@pytest.fixture
-def limit(dtype):
-    return {tf.float32: 1e-5, tf.float64: 1e-11}[dtype]
-
-
-@pytest.mark.parametrize('transform', ['gated', transforms.Gated(), 'affine'], ids=str)
-@pytest.mark.parametrize('num_flows', [1, 4, 16])
-def test_at_initialisation(num_flows, transform, dtype, limit):
-    assert np.max(relative_error(*chain(num_flows, dtype, transform))) < limit
-
-
-# Gates that start nearly open start close to the target, and move away from one slowly.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ('transform', 'gain'), [('gated', 0.4), (transforms.Gated(), 1.0), ('affine', 1.0)], ids=['open', 'gated', 'affine']
+    ('transform', 'dtype'),
+    [(transforms.Gated(), tf.float32), ('affine', tf.float64)],
+    ids=str,
 )
-def test_after_training(transform, gain, dtype, limit):
+def test_after_training(transform, dtype):
     """Towards a banana in every pair of neighbours: the networks must depend strongly on the entries before."""
-    made, x, context = chain(4, dtype, transform)
-    optimizer = tf.optimizers.Adam(5e-3)
+    made, x, context = chain(3, dtype, transform)
+    optimizer = tf.optimizers.Adam(1e-2)
 
     @tf.function(autograph=False)
     def step():
@@ -73,13 +60,15 @@ def test_after_training(transform, gain, dtype, limit):
         optimizer.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
         return loss
 
-    losses = [float(step()) for _ in range(150)]
-    assert np.mean(losses[-10:]) < losses[0] - gain
-    assert np.max(relative_error(made, x, context)) < limit
+    losses = [float(step()) for _ in range(80)]
+    assert np.mean(losses[-10:]) < losses[0] - 1
+    assert np.max(relative_error(made, x, context)) < LIMITS[dtype]
 
 
-@pytest.mark.parametrize('num_flows', [1, 4, 16])
-def test_where_gates_nearly_shut(num_flows, dtype, limit):
+@pytest.mark.slow
+@each_dtype
+@pytest.mark.parametrize('num_flows', [1, 16])
+def test_where_gates_nearly_shut(num_flows, dtype):
     made, x, context = chain(num_flows, dtype, transforms.Gated())
     kernels = [last_kernel(network).numpy() for network in made.networks]
     low, high = 1.0, 100.0
@@ -93,17 +82,16 @@ def test_where_gates_nearly_shut(num_flows, dtype, limit):
     # Rounding y moves its preimage by the reciprocals of all gates. In float32 that can be so far that the preimage is
     # no number any more, which float64 confirms for the same y; NaN is the right answer then.
     assert np.mean(np.isnan(error)) <= (0.2 if dtype == tf.float32 else 0.0)
-    assert np.nanmax(error) < limit
+    assert np.nanmax(error) < LIMITS[dtype]
 
 
 @pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
-@pytest.mark.parametrize('jit_compile', [False, True])
-def test_gradient_takes_no_memory_for_the_iterations(inverse, jit_compile):
+def test_gradient_takes_no_memory_for_the_iterations(inverse):
     """A loop that is differentiated keeps every iteration in a list; this one must not."""
     network = tfp_iaf.MaskedAutoregressiveNetwork(D, HIDDEN, seed=0)
     step = tfp_iaf.InverseAutoregressiveFlow(network, inverse=inverse)
 
-    @tf.function(jit_compile=jit_compile, autograph=False)
+    @tf.function(autograph=False)
     def gradient(y):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(step.inverse(y)) + tf.reduce_sum(step.inverse_log_det_jacobian(y))
@@ -112,38 +100,3 @@ def test_gradient_takes_no_memory_for_the_iterations(inverse, jit_compile):
     graph = gradient.get_concrete_function(normal([7, D], tf.float32))
     assert count_ops(graph, 'TensorListPushBack') == 0
     assert count_ops(graph, 'While') + count_ops(graph, 'StatelessWhile') > 0
-
-
-def test_gradient_equals_that_of_unrolled_iterations():
-    network = tfp_iaf.MaskedAutoregressiveNetwork(6, (14, 13), context_shape=CONTEXT, seed=0, dtype=tf.float64)
-    transform, y, context = transforms.Affine(), normal([4, 6]), normal([4, CONTEXT], seed=1)
-    sources = [y, context, *network.trainable_variables]
-
-    def unrolled():
-        x = y
-        for _ in range(6):
-            x, _ = transform.inverse(y, network(x, context))
-        return x, transform.forward(x, network(x, context))[1]
-
-    def gradients(invert):
-        with tf.GradientTape() as tape:
-            tape.watch(sources[:2])
-            x, log_derivatives, *_ = invert()
-            loss = tf.reduce_sum(tf.sin(x)) + tf.reduce_sum(log_derivatives**2)
-        return tape.gradient(loss, sources)
-
-    expected = gradients(unrolled)
-    for num_blocks in (1, 2, 3, 6):
-        actual = gradients(lambda count=num_blocks: blockwise(network.masked_layers(context), transform, y, count))
-        for value, other in zip(actual, expected, strict=True):
-            np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-12)
-
-
-def test_graph_does_not_grow_with_the_event():
-    def nodes(event_size):
-        network = tfp_iaf.MaskedAutoregressiveNetwork(event_size, (64,), seed=0)
-        function = tf.function(lambda y: blockwise(network.masked_layers(), transforms.Gated(), y), autograph=False)
-        graph = function.get_concrete_function(tf.TensorSpec([None, event_size])).graph.as_graph_def()
-        return len(graph.node) + sum(len(inner.node_def) for inner in graph.library.function)
-
-    assert nodes(512) == nodes(64)

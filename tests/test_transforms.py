@@ -1,17 +1,13 @@
 """What one entry goes through: both directions, their log-derivative, and their limits."""
 
-import json
-
 import hypothesis
 import hypothesis.strategies as st
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfp_iaf
 from tests import reference
-from tests.flows import Shift, each_dtype, jacobian, normal, perturb, raises, sinh_arcsinh, tfb
+from tests.flows import Shift, each_dtype, jacobian, normal, raises, sinh_arcsinh, tfb
 from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
 from tfp_iaf.transforms import RationalQuadraticSpline, ScalarBijector
 
@@ -48,35 +44,19 @@ _parameters = st.floats(-15, 15)
 
 
 @each_transform
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(_points, _parameters, _parameters)
-def test_inverse_undoes_forward(transform, x, first, second):
-    x, params = tf.constant([x], tf.float64), _params(transform, first, second, shape=[1])
-    y, log_derivative = transform.forward(x, params)
-    back, log_derivative_there = transform.inverse(y, params)
-    # Where the map contracts, a rounding of y grows by the inverse of the slope.
-    slack = 1e-13 * float(tf.exp(-log_derivative)[0])
-    np.testing.assert_allclose(back, x, rtol=1e-13 + slack, atol=100 * slack)
-    np.testing.assert_allclose(log_derivative_there, log_derivative, rtol=1e-9, atol=1e-9)
-
-
-@each_transform
-@hypothesis.given(_points, _parameters, _parameters)
-def test_log_derivative_is_that_of_the_map(transform, x, first, second):
+def test_inverse_undoes_forward_and_the_log_derivative_is_that_of_the_map(transform, x, first, second):
     x, params = tf.constant([x], tf.float64), _params(transform, first, second, shape=[1])
     with tf.GradientTape() as tape:
         tape.watch(x)
         y, log_derivative = transform.forward(x, params)
     np.testing.assert_allclose(tf.exp(log_derivative), tape.gradient(y, x), rtol=1e-8)
-
-
-@hypothesis.given(_points, _parameters, _parameters)
-def test_gated_is_the_papers_equation_and_only_contracts(x, m, s):
-    y, log_derivative = transforms.Gated(gate_bias=0.0).forward(
-        tf.constant([x], tf.float64), tf.constant([[m, s]], tf.float64)
-    )
-    gate = 1 / (1 + np.exp(-s))
-    np.testing.assert_allclose(y, [gate * x + (1 - gate) * m], rtol=1e-12, atol=1e-12)
-    assert log_derivative[0] < 0
+    back, log_derivative_there = transform.inverse(y, params)
+    # Where the map contracts, a rounding of y grows by the inverse of the slope.
+    slack = 1e-13 * float(tf.exp(-log_derivative)[0])
+    np.testing.assert_allclose(back, x, rtol=1e-13 + slack, atol=100 * slack)
+    np.testing.assert_allclose(log_derivative_there, log_derivative, rtol=1e-9, atol=1e-9)
 
 
 def test_affine_contracts_and_expands_up_to_its_bound():
@@ -99,40 +79,17 @@ def test_extreme_parameters_stay_finite(transform, dtype):
     assert np.all(np.isfinite(tape.gradient(total, params)))
 
 
-@each_transform
-@each_dtype
-def test_dtype_and_shape_are_those_of_the_event(transform, dtype):
-    x, params = normal([2, 3], dtype), normal([2, 3, transform.params], dtype)
-    for value in (*transform.forward(x, params), *transform.inverse(x, params)):
-        assert value.dtype == dtype
-        assert value.shape == [2, 3]
-
-
-@pytest.mark.parametrize(
-    'transform',
-    [transforms.Gated(), transforms.Affine(), RationalQuadraticSpline(), ScalarBijector(sinh_arcsinh, params=3)],
-    ids=str,
-)
-def test_parameters_of_zero_mean_a_map_near_the_identity(transform):
-    x = normal([100])
-    y, _ = transform.forward(x, tf.zeros([100, transform.params], tf.float64))
-    assert np.corrcoef(x, y)[0, 1] > 1 - 1e-12
-    assert np.all(np.abs(y - x) <= 0.12 * np.abs(x))
-
-
-@pytest.mark.parametrize(
-    ('coarse', 'fine'),
-    [
-        (transforms.Gated(np.float32(0.1)), transforms.Gated(0.1)),
-        (transforms.Affine(np.float32(0.1)), transforms.Affine(0.1)),
-        (RationalQuadraticSpline(bound=np.float32(1.1)), RationalQuadraticSpline(bound=1.1)),
-        (RationalQuadraticSpline(min_slope=np.float32(0.1)), RationalQuadraticSpline(min_slope=0.1)),
-    ],
-    ids=str,
-)
-def test_settings_are_not_rounded_to_single_precision(coarse, fine):
-    x, params = normal([3]), normal([3, fine.params], seed=1)
-    assert np.any(coarse.forward(x, params)[0] != fine.forward(x, params)[0])
+def test_settings_are_not_rounded_to_single_precision():
+    x = normal([3])
+    for make in (
+        transforms.Gated,
+        transforms.Affine,
+        lambda value: RationalQuadraticSpline(bound=value),
+        lambda value: RationalQuadraticSpline(min_slope=value),
+    ):
+        coarse, fine = make(np.float32(0.1)), make(0.1)
+        params = normal([3, fine.params], seed=1)
+        assert np.any(coarse.forward(0.05 * x, params)[0] != fine.forward(0.05 * x, params)[0]), fine
 
 
 # The spline
@@ -163,17 +120,10 @@ def test_spline_equals_the_papers_equations(spline, seed):
     np.testing.assert_allclose(tf.reduce_sum(log_derivative), log_det, rtol=1e-9, atol=1e-10)
 
 
-@hypothesis.given(splines, _seeds)
-def test_spline_with_parameters_of_zero_is_the_identity(spline, seed):
-    x, params = _points_and_params(spline, seed)
-    for direction in (spline.forward, spline.inverse):
-        y, log_derivative = direction(x, tf.zeros_like(params))
-        np.testing.assert_allclose(y, x, rtol=1e-13, atol=1e-13)
-        np.testing.assert_allclose(log_derivative, tf.zeros_like(x), atol=1e-12)
-
-
+@hypothesis.settings(max_examples=10)
 @hypothesis.given(splines, _seeds)
 def test_spline_increases_and_both_directions_agree(spline, seed):
+    """It is the identity where the parameters are zero, and joins it with slope one at both ends."""
     x, params = _points_and_params(spline, seed)
     x, params = tf.sort(x), tf.broadcast_to(params[0], params.shape)
     y, log_derivative = spline.forward(x, params)
@@ -181,24 +131,22 @@ def test_spline_increases_and_both_directions_agree(spline, seed):
     back, log_derivative_there = spline.inverse(y, params)
     np.testing.assert_allclose(back, x, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(log_derivative_there, log_derivative, rtol=1e-8, atol=1e-8)
-
-
-@hypothesis.given(splines, _seeds)
-def test_spline_joins_the_identity_with_slope_one(spline, seed):
-    _, params = _points_and_params(spline, seed, count=2)
     ends = np.array([-spline.bound, spline.bound])
     for direction in (spline.forward, spline.inverse):
-        y, log_derivative = direction(tf.constant(ends * (1 - 1e-9)), params)
+        y, log_derivative = direction(x, tf.zeros_like(params))
+        np.testing.assert_allclose(y, x, rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(log_derivative, tf.zeros_like(x), atol=1e-12)
+        y, log_derivative = direction(tf.constant(ends * (1 - 1e-9)), params[:2])
         np.testing.assert_allclose(y, ends, rtol=1e-6)
         np.testing.assert_allclose(log_derivative, [0, 0], atol=1e-4)
 
 
 @each_dtype
-@pytest.mark.parametrize('factor', [1.0, 1.0001, 1e3, 1e20, np.inf])
-def test_spline_leaves_alone_what_lies_outside(factor, dtype):
+def test_spline_leaves_alone_what_lies_outside(dtype):
     spline = RationalQuadraticSpline()
-    x = tf.constant([-factor * spline.bound, factor * spline.bound], dtype)
-    _, params = _points_and_params(spline, seed=0, count=2, dtype=dtype)
+    factors = np.array([1.0, 1.0001, 1e3, 1e20, np.inf])
+    x = tf.constant(spline.bound * np.concatenate([factors, -factors]), dtype)
+    _, params = _points_and_params(spline, seed=0, count=10, dtype=dtype)
     for direction in (spline.forward, spline.inverse):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([x, params])
@@ -210,75 +158,25 @@ def test_spline_leaves_alone_what_lies_outside(factor, dtype):
         np.testing.assert_array_equal(tape.gradient(total, params), tf.zeros_like(params))
 
 
-@pytest.mark.parametrize('scale', [1.0, 3.0, 10.0, 100.0])
-def test_spline_of_steep_bins_inverts_in_single_precision(scale):
+def test_spline_of_steep_bins_inverts_in_single_precision():
     """That of TFP cancels: it goes back to NaN, and to points that are off by whole bins."""
     spline = RationalQuadraticSpline()
-    y, params = _points_and_params(spline, seed=0, count=20_000, scale=scale, dtype=tf.float32)
-    x, log_derivative = spline.inverse(y, params)
-    # A slope of 100, and x of size 5, both rounded.
-    np.testing.assert_allclose(spline.forward(x, params)[0], y, atol=2e-4)
-    assert np.all(np.isfinite(log_derivative))
+    for scale in (1.0, 10.0, 100.0):
+        y, params = _points_and_params(spline, seed=0, count=20_000, scale=scale, dtype=tf.float32)
+        x, log_derivative = spline.inverse(y, params)
+        # A slope of 100, and x of size 5, both rounded.
+        np.testing.assert_allclose(spline.forward(x, params)[0], y, atol=2e-4)
+        assert np.all(np.isfinite(log_derivative))
 
 
-def test_spline_equals_that_of_tfp_where_nothing_cancels():
-    spline = RationalQuadraticSpline(num_bins=4, min_bin_size=0.1)
-    x, params = _points_and_params(spline, seed=0)
-    sizes = 10 * (0.1 + 0.6 * tf.nn.softmax(tf.reshape(params[:, :8], [-1, 2, 4])))
-    slopes = 100 ** tf.tanh(params[:, 8:] / np.log(100))
-    other = tfb.RationalQuadraticSpline(sizes[:, 0], sizes[:, 1], slopes, range_min=np.float64(-5.0))
-    y, log_derivative = spline.forward(x, params)
-    np.testing.assert_allclose(y, other.forward(x), rtol=1e-10)
-    np.testing.assert_allclose(log_derivative, other.forward_log_det_jacobian(x, event_ndims=0), atol=1e-9)
-    np.testing.assert_allclose(spline.inverse(x, params)[0], other.inverse(x), rtol=1e-9)
-
-
-def test_spline_of_unknown_rank():
-    spline = RationalQuadraticSpline()
-    x, params = _points_and_params(spline, seed=0)
-    unknown = tf.function(spline.forward, input_signature=[tf.TensorSpec(None, tf.float64)] * 2)
-    np.testing.assert_allclose(unknown(x, params), spline.forward(x, params), rtol=1e-12)
-
-
-def test_spline_takes_entries_against_a_batch_of_parameters():
+def test_spline_of_unknown_rank_and_of_entries_against_a_batch_of_parameters():
     spline = RationalQuadraticSpline()
     x, params = normal([3]), normal([5, 3, spline.params])
-    for value, row in zip(spline.forward(x, params), spline.forward(tf.broadcast_to(x, [5, 3]), params), strict=True):
-        np.testing.assert_array_equal(value, row)
-
-
-@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
-def test_step_with_entries_on_both_sides_of_the_bounds(inverse):
-    spline = RationalQuadraticSpline(num_bins=3, bound=1.0, min_bin_size=0.1, min_slope=0.3)
-    network = tfp_iaf.MaskedAutoregressiveNetwork(9, (12,), params=spline.params, seed=0, dtype=tf.float64)
-    perturb(network)
-    step = tfp_iaf.InverseAutoregressiveFlow(network, transform=spline, inverse=inverse)
-    x = normal([20, 9])
-    y = tf.identity(step.forward(x))
-    assert 0.2 < np.mean(np.abs(y) > 1) < 0.8
-    np.testing.assert_allclose(step.inverse(y), x, rtol=1e-10, atol=1e-10)
-    product = jacobian(step.inverse, y) @ jacobian(step.forward, tf.identity(x))
-    np.testing.assert_allclose(product, np.broadcast_to(np.eye(9), [20, 9, 9]), atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ('settings', 'error', 'parts'),
-    [
-        ({'num_bins': 1}, ValueError, ['num_bins', '1', 'at least 2']),
-        ({'num_bins': 2.5}, TypeError, ['num_bins', '2.5', 'int']),
-        ({'bound': 0.0}, ValueError, ['bound', '0.0', 'positive']),
-        ({'bound': float('inf')}, ValueError, ['bound', 'inf', 'finite']),
-        ({'bound': float('nan')}, ValueError, ['bound', 'nan', 'finite']),
-        ({'min_bin_size': 0.0}, ValueError, ['min_bin_size', '0.0', 'positive']),
-        ({'num_bins': 10, 'min_bin_size': 0.1}, ValueError, ['min_bin_size', '0.1', 'below 1 / num_bins']),
-        ({'min_slope': 0.0}, ValueError, ['min_slope', '0.0', 'between 0 and 1']),
-        ({'min_slope': 1.0}, ValueError, ['min_slope', '1.0', 'between 0 and 1']),
-    ],
-    ids=lambda value: str(value) if isinstance(value, dict) else '',
-)
-def test_spline_with_bad_settings(settings, error, parts):
-    with raises(error, *parts):
-        RationalQuadraticSpline(**settings)
+    unknown = tf.function(spline.forward, input_signature=[tf.TensorSpec(None, tf.float64)] * 2)
+    rows = spline.forward(tf.broadcast_to(x, [5, 3]), params)
+    for values in (spline.forward(x, params), unknown(x, params)):
+        for value, row in zip(values, rows, strict=True):
+            np.testing.assert_allclose(value, row, rtol=1e-12, atol=1e-14)
 
 
 # Scalar bijectors
@@ -363,8 +261,8 @@ def test_step_of_a_bijector_without_parameters_of_its_own_has_the_gradient_of_it
     def bijector_fn(params):
         return tfb.Chain([tfb.Shift(params[..., 0]), tfb.Softplus()])
 
-    network = tfp_iaf.MaskedAutoregressiveNetwork(3, (8,), params=1, seed=0, dtype=tf.float64)
-    step = tfp_iaf.InverseAutoregressiveFlow(network, transform=ScalarBijector(bijector_fn, 1), inverse=inverse)
+    network = MaskedAutoregressiveNetwork(3, (8,), params=1, seed=0, dtype=tf.float64)
+    step = InverseAutoregressiveFlow(network, transform=ScalarBijector(bijector_fn, 1), inverse=inverse)
 
     @tf.function(autograph=False)
     def value_and_gradient(y):
@@ -379,126 +277,6 @@ def test_step_of_a_bijector_without_parameters_of_its_own_has_the_gradient_of_it
     np.testing.assert_allclose(solution, x, rtol=1e-10)
     expected = np.einsum('ni,nij->nj', np.cos(x), np.linalg.inv(jacobian(step.forward, tf.identity(x))))
     np.testing.assert_allclose(gradient, expected, rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ('bijector_fn', 'error', 'parts'),
-    [
-        (lambda params: params, TypeError, ['returned', 'expected a tfp.bijectors.Bijector']),
-        (lambda params: tfb.Cumsum(), ValueError, ['cumsum', 'scalars', 'forward_min_event_ndims=0']),
-        (lambda params: tfb.AbsoluteValue(), ValueError, ['absolute_value', 'one-to-one']),
-        (lambda params: tfb.Reciprocal(), ValueError, ['reciprocal', 'decreases']),
-        (lambda params: Cube(is_increasing=None), ValueError, ['Cube', 'does not tell', '_is_increasing']),
-        (tfb.Shift, ValueError, ['(2,)', '(2, 2)', 'params[..., 0]']),
-    ],
-)
-@pytest.mark.parametrize('direction', ['forward', 'inverse'])
-def test_function_that_returns_something_else(bijector_fn, error, parts, direction):
-    with raises(error, 'bijector_fn', *parts):
-        getattr(ScalarBijector(bijector_fn, params=2), direction)(tf.ones([2]), tf.ones([2, 2]))
-
-
-@pytest.mark.parametrize('bijector_fn', [None, 'softplus', tfb.Softplus()], ids=str)
-def test_function_that_is_not_callable(bijector_fn):
-    with raises(TypeError, 'bijector_fn', repr(bijector_fn), 'function of the parameters'):
-        ScalarBijector(bijector_fn, params=1)
-
-
-@pytest.mark.parametrize(('params', 'error'), [(0, ValueError), (1.5, TypeError)])
-def test_number_of_parameters(params, error):
-    with raises(error, 'params', str(params), 'at least 1'):
-        ScalarBijector(affine, params)
-
-
-@pytest.mark.parametrize(
-    'transform',
-    [transforms.Gated(1.0), transforms.Affine(3.0), RationalQuadraticSpline(5, bound=2.0), ScalarBijector(affine, 2)],
-    ids=str,
-)
-def test_config_makes_an_equal_transform(transform):
-    assert type(transform).from_config(transform.get_config()) == transform
-
-
-def test_scalar_bijector_comes_back_from_keras():
-    keras.saving.register_keras_serializable(package='tests')(affine)
-    config = keras.saving.serialize_keras_object(ScalarBijector(affine, params=2))
-    custom_objects = {'ScalarBijector': ScalarBijector}
-    made = keras.saving.deserialize_keras_object(json.loads(json.dumps(config)), custom_objects)
-    assert made == ScalarBijector(affine, params=2)
-
-
-# All
-
-
-def test_transforms_compare_by_value():
-    assert transforms.Gated() == transforms.Gated(2.0) != transforms.Gated(1.0)
-    assert hash(transforms.Affine(4.0)) == hash(transforms.Affine(4.0))
-    assert transforms.Gated() != transforms.Affine()
-    assert RationalQuadraticSpline() == RationalQuadraticSpline(8) != RationalQuadraticSpline(9)
-    assert hash(RationalQuadraticSpline()) == hash(RationalQuadraticSpline(8))
-    assert ScalarBijector(affine, 2) == ScalarBijector(affine, 2) != ScalarBijector(sinh_arcsinh, 2)
-    assert ScalarBijector(affine, 2) != ScalarBijector(affine, 3)
-    assert hash(ScalarBijector(affine, 2)) == hash(ScalarBijector(affine, 2))
-
-
-def test_repr_tells_the_function():
-    assert repr(ScalarBijector(affine, 2)) == 'ScalarBijector(bijector_fn=affine, params=2)'
-
-
-@pytest.mark.parametrize('num_flows', [1, 2, 8, 64])
-def test_gates_near_the_identity(num_flows):
-    """All steps together keep as much of x, whatever their number."""
-    gated = transforms.Gated.near_identity(num_flows)
-    y = tf.ones([], tf.float64)
-    for _ in range(num_flows):
-        y, _ = gated.forward(y, tf.zeros([2], tf.float64))
-    np.testing.assert_allclose(y, 0.93, atol=0.003)
-    np.testing.assert_allclose(gated.gate_bias, 2.6 + np.log(num_flows))
-
-
-@pytest.mark.parametrize(('num_flows', 'error'), [(-1, ValueError), (1.5, TypeError)])
-def test_number_of_steps_near_the_identity(num_flows, error):
-    with raises(error, 'num_flows', str(num_flows), 'at least 0'):
-        transforms.Gated.near_identity(num_flows)
-
-
-def test_names_and_objects():
-    assert transforms.get('gated') == transforms.Gated()
-    assert transforms.get('affine') == transforms.Affine()
-    assert transforms.get('spline') == RationalQuadraticSpline()
-    own = Shift()
-    assert transforms.get(own) is own
-
-
-@pytest.mark.parametrize('transform', ['cubic', None, transforms.Affine, 2], ids=str)
-def test_unknown_transform(transform):
-    with raises(ValueError, 'transform', repr(transform), "'gated'", "'affine'", "'spline'", 'tfp_iaf.transforms'):
-        transforms.get(transform)
-
-
-@pytest.mark.parametrize('bound', [0.0, -1.0])
-def test_bound_that_is_not_positive(bound):
-    with raises(ValueError, 'max_log_scale', str(bound), 'positive'):
-        transforms.Affine(max_log_scale=bound)
-
-
-@pytest.mark.parametrize(
-    'make',
-    [
-        lambda: transforms.Gated('x'),
-        lambda: transforms.Affine('x'),
-        lambda: transforms.RationalQuadraticSpline(bound='x'),
-    ],
-    ids=['gated', 'affine', 'spline'],
-)
-def test_settings_are_numbers(make):
-    with raises(TypeError, "'x'", 'a number'):
-        make()
-
-
-def test_settings_are_finite():
-    with raises(ValueError, 'max_log_scale', 'inf', 'finite'):
-        transforms.Affine(float('inf'))
 
 
 def test_variable_that_a_transform_closes_over_is_refused_by_the_blockwise_inverse():
@@ -516,3 +294,86 @@ def test_variable_that_a_transform_closes_over_is_refused_by_the_blockwise_inver
     assert abs(gradient('fixed_point')) > 0.1
     with raises(ValueError, 'transform', "inverse='fixed_point'"):
         gradient('auto')
+
+
+def test_function_that_returns_something_else():
+    for bijector_fn, error, parts in (
+        (lambda params: params, TypeError, ['returned', 'expected a tfp.bijectors.Bijector']),
+        (lambda params: tfb.Cumsum(), ValueError, ['cumsum', 'scalars', 'forward_min_event_ndims=0']),
+        (lambda params: tfb.AbsoluteValue(), ValueError, ['absolute_value', 'one-to-one']),
+        (lambda params: tfb.Reciprocal(), ValueError, ['reciprocal', 'decreases']),
+        (lambda params: Cube(is_increasing=None), ValueError, ['Cube', 'does not tell', '_is_increasing']),
+        (tfb.Shift, ValueError, ['(2,)', '(2, 2)', 'params[..., 0]']),
+    ):
+        transform = ScalarBijector(bijector_fn, params=2)
+        for function in (transform.forward, transform.inverse):
+            with raises(error, 'bijector_fn', *parts):
+                function(tf.ones([2]), tf.ones([2, 2]))
+
+
+def test_configs_and_values():
+    """A config makes an equal transform; transforms with other settings are others."""
+    made = [
+        *(transforms.Gated(), transforms.Gated(1.0), transforms.Affine(), transforms.Affine(3.0)),
+        *(RationalQuadraticSpline(), RationalQuadraticSpline(5, bound=2.0)),
+        *(ScalarBijector(affine, 2), ScalarBijector(affine, 3), ScalarBijector(sinh_arcsinh, 2)),
+    ]
+    for i, transform in enumerate(made):
+        same = type(transform).from_config(transform.get_config())
+        assert (same, hash(same)) == (transform, hash(transform))
+        assert all(other != transform for other in made[:i])
+    assert repr(ScalarBijector(affine, 2)) == 'ScalarBijector(bijector_fn=affine, params=2)'
+
+
+@pytest.mark.parametrize('num_flows', [1, 2, 8, 64])
+def test_gates_near_the_identity(num_flows):
+    """All steps together keep as much of x, whatever their number."""
+    gated = transforms.Gated.near_identity(num_flows)
+    y = tf.ones([], tf.float64)
+    for _ in range(num_flows):
+        y, _ = gated.forward(y, tf.zeros([2], tf.float64))
+    np.testing.assert_allclose(y, 0.93, atol=0.003)
+    np.testing.assert_allclose(gated.gate_bias, 2.6 + np.log(num_flows))
+
+
+def test_names_and_objects():
+    assert transforms.get('gated') == transforms.Gated(2.0)
+    assert transforms.get('affine') == transforms.Affine()
+    assert transforms.get('spline') == RationalQuadraticSpline(8)
+    own = Shift()
+    assert transforms.get(own) is own
+    for transform in ('cubic', None, transforms.Affine, 2):
+        with raises(ValueError, 'transform', repr(transform), "'gated'", "'affine'", "'spline'", 'tfp_iaf.transforms'):
+            transforms.get(transform)
+
+
+@pytest.mark.parametrize(
+    ('make', 'settings', 'error', 'parts'),
+    [
+        (transforms.Gated, {'gate_bias': 'x'}, TypeError, ["'x'", 'a number']),
+        (transforms.Affine, {'max_log_scale': 'x'}, TypeError, ["'x'", 'a number']),
+        (transforms.Affine, {'max_log_scale': 0.0}, ValueError, ['0.0', 'positive']),
+        (transforms.Affine, {'max_log_scale': -1.0}, ValueError, ['-1.0', 'positive']),
+        (transforms.Affine, {'max_log_scale': np.inf}, ValueError, ['inf', 'finite']),
+        (transforms.Gated.near_identity, {'num_flows': -1}, ValueError, ['-1', 'at least 0']),
+        (transforms.Gated.near_identity, {'num_flows': 1.5}, TypeError, ['1.5', 'at least 0']),
+        (RationalQuadraticSpline, {'num_bins': 1}, ValueError, ['1', 'at least 2']),
+        (RationalQuadraticSpline, {'num_bins': 2.5}, TypeError, ['2.5', 'int']),
+        (RationalQuadraticSpline, {'bound': 'x'}, TypeError, ["'x'", 'a number']),
+        (RationalQuadraticSpline, {'bound': 0.0}, ValueError, ['0.0', 'positive']),
+        (RationalQuadraticSpline, {'bound': np.nan}, ValueError, ['nan', 'finite']),
+        (RationalQuadraticSpline, {'min_bin_size': 0.0}, ValueError, ['0.0', 'positive']),
+        (RationalQuadraticSpline, {'min_bin_size': 0.125}, ValueError, ['0.125', 'below 1 / num_bins']),
+        (RationalQuadraticSpline, {'min_slope': 0.0}, ValueError, ['0.0', 'between 0 and 1']),
+        (RationalQuadraticSpline, {'min_slope': 1.0}, ValueError, ['1.0', 'between 0 and 1']),
+        (ScalarBijector, {'bijector_fn': None, 'params': 1}, TypeError, ['None', 'function of the parameters']),
+        (ScalarBijector, {'bijector_fn': tfb.Softplus(), 'params': 1}, TypeError, ['softplus', 'function of the']),
+        (ScalarBijector, {'params': 0, 'bijector_fn': affine}, ValueError, ['0', 'at least 1']),
+        (ScalarBijector, {'params': 1.5, 'bijector_fn': affine}, TypeError, ['1.5', 'at least 1']),
+    ],
+    ids=lambda value: '-'.join(value) if isinstance(value, dict) else '',
+)
+def test_bad_settings(make, settings, error, parts):
+    """The message names the first of them."""
+    with raises(error, next(iter(settings)), *parts):
+        make(**settings)
