@@ -130,6 +130,10 @@ def flow_variables(model):
     return flow_of(model).posterior(*point()[:3]).trainable_variables
 
 
+def zeros(*shapes, dtype=tf.float32):
+    return [tf.zeros(shape, dtype) for shape in shapes]
+
+
 def values_of(weights):
     return [weight.numpy() for weight in weights]
 

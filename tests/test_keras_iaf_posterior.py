@@ -11,13 +11,11 @@ import tf_keras
 import tfp_iaf
 from tests.flows import normal, raises, tfb, tfd
 from tests.keras_models import (
-    FEATURES,
     K3,
     LATENT,
     STANDARD_NORMAL,
     assert_all_changed,
     assert_equal,
-    data,
     each_kit,
     values_of,
     variables_of,
@@ -29,40 +27,36 @@ TARGETS = normal([64, LATENT], tf.float32, seed=3).numpy()
 
 @pytest.mark.slow
 @each_kit
-def test_fit_trains_every_variable(kit):
-    class Density(kit.keras.Model):
-        """y given x; `fit` minimizes -log q(y|x)."""
-
+@pytest.mark.parametrize('own_networks', [False, True])
+def test_fit_trains_every_variable_and_a_file_brings_them_back(kit, own_networks, tmp_path):
+    class Model(kit.keras.Model):
         def __init__(self):
             super().__init__()
-            self.heads = [kit.keras.layers.Dense(size) for size in (LATENT, LATENT, 3)]
-            self.flow = kit.IAFPosterior(LATENT, 1, (8,), context_shape=3, name='flow')
-
-        def distribution(self, x):
-            loc, scale, context = (head(x) for head in self.heads)
-            return self.flow(loc, tf.nn.softplus(scale) + 0.01, context)
+            made = {'event_shape': LATENT, 'num_flows': 2, 'hidden_units': (8,)}
+            if own_networks:
+                networks = [tfp_iaf.MaskedAutoregressiveNetwork(LATENT, (8,), name=f'net_{t}') for t in range(2)]
+                made = {'networks': networks}
+            self.flow = kit.IAFPosterior(transform='affine', **made)
 
         def call(self, x):
-            return self.distribution(x).sample()
+            return -self.flow(tf.ones_like(x), tf.ones_like(x)).log_prob(x)
 
-        def train_step(self, batch):
-            x, y = batch
-            with tf.GradientTape() as tape:
-                loss = -tf.reduce_mean(self.distribution(x).log_prob(y))
-            gradients = tape.gradient(loss, self.trainable_variables)
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-            return {'nll': loss}
-
-    model = Density()
-    model.compile(kit.keras.optimizers.Adam(0.02), jit_compile=False)
-    model(data(64))
+    model, other = Model(), Model()
+    model(TARGETS), other(TARGETS)
     variables = model.flow.flow.variables
     before = values_of(variables)
-    losses = model.fit(data(64), TARGETS, batch_size=32, epochs=15, verbose=0).history['nll']
-    assert len(variables) == 5 and variables_of(variables) <= variables_of(model.trainable_variables)
-    assert variables_of(model.distribution(data(2)).trainable_variables) == variables_of(variables)
+    assert len(variables) == 8 and variables_of(variables) == variables_of(model.trainable_variables)
+    assert np.any(variables[0] != other.flow.flow.variables[0])
+    model.compile(kit.keras.optimizers.Adam(0.02), loss=lambda _, y: y, jit_compile=False)
+    losses = model.fit(TARGETS, np.zeros([64]), batch_size=16, epochs=5, verbose=0).history['loss']
     assert_all_changed(variables, before)
     assert losses[-1] < losses[0] - 0.1
+    model.save_weights(tmp_path / 'model.weights.h5')
+    other.load_weights(tmp_path / 'model.weights.h5')
+    assert_equal(other.flow.flow.variables, variables)
+    if own_networks:
+        with raises(NotImplementedError, 'networks', 'config', 'weights alone'):
+            model.flow.get_config()
 
 
 def test_it_is_the_plain_posterior():
@@ -77,30 +71,6 @@ def test_it_is_the_plain_posterior():
     frozen = K3.IAFPosterior([3, 2], 1, (7,), trainable=False)
     assert not frozen.trainable_variables and len(frozen.variables) == 4
     assert frozen(tf.zeros([3, 2]), tf.ones([3, 2])).event_shape == [3, 2]
-
-
-@each_kit
-def test_networks_of_ones_own(kit, tmp_path):
-    class Model(kit.keras.Model):
-        def __init__(self):
-            super().__init__()
-            networks = [tfp_iaf.MaskedAutoregressiveNetwork(LATENT, (8,), name=f'net_{t}') for t in range(2)]
-            self.flow = kit.IAFPosterior(networks=networks, transform='affine')
-
-        def call(self, x):
-            return -self.flow(tf.zeros_like(x), tf.ones_like(x)).log_prob(x)
-
-    model, other = Model(), Model()
-    model.compile('adam', loss=lambda _, y: y, run_eagerly=True)
-    model.fit(TARGETS, np.zeros([64, 1]), verbose=0), other(TARGETS)
-    variables = model.flow.flow.variables
-    assert len(variables) == 8 and variables_of(variables) == variables_of(model.trainable_variables)
-    assert np.any(variables[0] != other.flow.flow.variables[0])
-    model.save_weights(tmp_path / 'model.weights.h5')
-    other.load_weights(tmp_path / 'model.weights.h5')
-    assert_equal(other.flow.flow.variables, variables)
-    with raises(NotImplementedError, 'networks', 'config', 'weights alone'):
-        model.flow.get_config()
 
 
 @pytest.mark.parametrize(('policy', 'dtype'), [('mixed_float16', tf.float32), ('float64', tf.float64)])
@@ -131,25 +101,6 @@ def test_symbolic_arguments(kit):
         layer.bijector(symbolic)
 
 
-def test_density_network_in_a_functional_model_by_way_of_a_layer():
-    """What the error of a symbolic argument advises."""
-
-    class NegLogProb(keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.flow = K3.IAFPosterior(LATENT, 1, (8,))
-
-        def call(self, inputs):
-            loc, y = inputs
-            return -self.flow(loc, tf.ones_like(loc)).log_prob(y)
-
-    x, y = keras.Input([FEATURES]), keras.Input([LATENT])
-    model = keras.Model([x, y], NegLogProb()([keras.layers.Dense(LATENT)(x), y]))
-    model.compile('adam', loss=lambda _, value: value, run_eagerly=True)
-    model.fit([data(64), TARGETS], np.zeros([64]), verbose=0)
-    assert len(model.trainable_variables) == 6
-
-
 NETWORK = tfp_iaf.MaskedAutoregressiveNetwork(2, (8,))
 
 
@@ -162,9 +113,13 @@ NETWORK = tfp_iaf.MaskedAutoregressiveNetwork(2, (8,))
         ({'event_shape': 2, 'transform': 'cubic'}, ValueError, ['transform', "'cubic'"]),
         ({'event_shape': 2, 'dtype': 'float16'}, TypeError, ['dtype', 'float16', 'float32']),
         ({'event_shape': 2, 'networks': [NETWORK]}, ValueError, ['event_shape', 'networks']),
+        ({'event_shape': [2, 3, 2], 'filters': ()}, ValueError, ['filters', 'at least one']),
+        ({'event_shape': [2, 3, 2], 'filters': 5}, TypeError, ['filters', '5', 'a sequence of ints']),
+        ({'event_shape': 2, 'filters': (5,)}, ValueError, ['event_shape', '(2,)', '[height, width, channels]']),
+        ({'event_shape': 2, 'filters': (5,), 'network': NETWORK.__class__}, ValueError, ['filters', '(5,)', 'network']),
         ({'networks': []}, ValueError, ['networks', '[]']),
     ],
-    ids=['nothing', 'flows', 'activation', 'transform', 'dtype', 'both', 'empty'],
+    ids=lambda value: '-'.join(value) if isinstance(value, dict) else '',
 )
 def test_bad_arguments(arguments, error, parts):
     with raises(error, *parts):
@@ -263,12 +218,12 @@ def test_keras_3_refuses_it_in_a_training_step_alone(way):
         model.fit(TARGETS, TARGETS, verbose=0)
 
 
-@pytest.mark.parametrize('how', ['predict', 'fit'])
-def test_keras_3_refuses_it_in_a_graph(how):
+@pytest.mark.slow
+def test_keras_3_refuses_it_in_a_graph():
     model = Holder('attribute', plain())
     model.compile('sgd')
     with raises(ValueError, *REFUSED):
-        getattr(model, how)(TARGETS, *([TARGETS] if how == 'fit' else []), verbose=0)
+        model.fit(TARGETS, TARGETS, verbose=0)
 
 
 @pytest.mark.parametrize('way', ['attribute', 'list', 'dict', 'layer'])

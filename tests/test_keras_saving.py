@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,7 +26,6 @@ from tests.keras_models import (
     log_laplace,
     log_q_of_a_fixed_point,
     narrow_at_first,
-    point,
     registered,
     train,
     values_of,
@@ -203,20 +201,6 @@ def test_served_model_samples_from_the_same_posterior(kit, tmp_path):
 
 
 @pytest.mark.slow
-def test_exported_density_is_the_same(tmp_path):
-    model = built(K3.functional_model(num_flows=1))
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        'log_q',
-        lambda *tensors: flow_of(model).posterior(*tensors[:3]).log_prob(tensors[3]),
-        input_signature=[tf.TensorSpec([None, size]) for size in (LATENT, LATENT, CONTEXT, LATENT)],
-    )
-    archive.write_out(str(tmp_path), verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path))
-    np.testing.assert_allclose(loaded.log_q(*point()), log_q_of_a_fixed_point(model), rtol=1e-5)
-
-
 def test_two_layers_in_one_part_of_an_h5_file(tmp_path):
     def model():
         inputs = [tf_keras.Input([LATENT]) for _ in range(2)]

@@ -65,7 +65,12 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    ('name', 'mode'), [*((name, 'eager') for name in MODELS), ('named', 'graph'), ('named', 'xla')], ids=str
+    ('name', 'mode'),
+    [
+        *((name, 'eager') for name in MODELS),
+        pytest.param('named', 'graph', marks=pytest.mark.slow),
+        pytest.param('named', 'xla', marks=pytest.mark.slow),
+    ],
 )
 def test_events_are_those_of_the_model_from_one_pass_of_each_network(name, mode, network_calls, inversions):
     model = MODELS[name]()
@@ -169,6 +174,7 @@ def model_with_variables():
     return bijector, [location, *prior.trainable_variables]
 
 
+@pytest.mark.slow
 def test_variables_of_the_model_are_neither_trained_nor_saved(tmp_path):
     bijector, of_model = model_with_variables()
     q = surrogate({'a': [], 'b': [2]}, {'a': None, 'b': bijector})
@@ -180,14 +186,14 @@ def test_variables_of_the_model_are_neither_trained_nor_saved(tmp_path):
     losses = tfp.vi.fit_surrogate_posterior(
         lambda a, b: -(a**2) - tf.reduce_sum((b - 1.0) ** 2, axis=-1),
         q,
-        keras.optimizers.Adam(0.02),
-        num_steps=50,
+        keras.optimizers.Adam(0.05),
+        num_steps=20,
         sample_size=32,
         trainable_variables=q.trainable_variables,
         jit_compile=False,
         seed=SEED,
     )
-    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
     for variable, value in zip(of_model, before, strict=True):
         np.testing.assert_array_equal(variable, value)
     path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
@@ -240,7 +246,7 @@ def test_defaults():
     assert [network.hidden_units for network in networks_of(q)] == [(40, 40)] * 2
     assert networks_of(build_iaf_surrogate_posterior([3]))[0].hidden_units == (32, 32)
     assert (q.dtype, q.name) == (tf.float32, 'iaf_surrogate_posterior')
-    of_seed = [surrogate([2], seed=seed).trainable_variables[0].numpy() for seed in (1, 1, 2)]
+    of_seed = [surrogate([2], seed=seed).sample(seed=SEED).numpy() for seed in (1, 1, 2)]
     assert np.array_equal(of_seed[0], of_seed[1]) and np.any(of_seed[0] != of_seed[2])
     # A standard normal, before training, but for the steps' small weights.
     assert abs(np.std(q.sample(1000, seed=SEED)) - 1.0) < 0.1
@@ -343,7 +349,7 @@ def test_a_sample_that_overflows_the_target_leaves_the_others_their_gradients():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('settings', [{'hidden_units': (512, 512)}, {'num_flows': 8}, {'transform': 'spline'}], ids=str)
+@pytest.mark.parametrize('settings', [{'hidden_units': (512, 512)}, {'num_flows': 8}], ids=str)
 def test_a_target_that_overflows_far_from_where_q_starts(settings):
     """Like stochastic volatility: a scale that is the exponential of a sum, and data of another magnitude."""
     returns = 100.0 * normal([50], dtype=tf.float32)
@@ -355,11 +361,11 @@ def test_a_target_that_overflows_far_from_where_q_starts(settings):
 
     q = build_iaf_surrogate_posterior([50], seed=0, **settings)
     losses = tfp.vi.fit_surrogate_posterior(
-        target, q, keras.optimizers.Adam(1e-2, global_clipnorm=10.0), 200, sample_size=16, seed=[0, 0]
+        target, q, keras.optimizers.Adam(1e-2, global_clipnorm=10.0), 80, sample_size=16, seed=[0, 0]
     )
     assert all(np.all(np.isfinite(variable)) for variable in q.trainable_variables)
-    assert np.mean(np.isfinite(losses[-50:])) > 0.9
-    assert np.nanmedian(losses[-50:]) < 600
+    assert np.mean(np.isfinite(losses[-30:])) > 0.9
+    assert np.nanmedian(losses[-30:]) < 600
 
 
 # Bad input

@@ -247,13 +247,16 @@ def test_parameters_of_each_row_in_a_vectorizer(kind):
 
     traced = tf.function(log_prob, autograph=False)
     traced({name: value[0] for name, value in rows.items()})
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(rows)
-        actual, expected = tf.vectorized_map(traced, rows), log_prob(rows)
-    np.testing.assert_allclose(actual, expected, rtol=1e-9)
-    of_actual, of_expected = tape.gradient(actual, rows), tape.gradient(expected, rows)
-    for name in rows:
-        np.testing.assert_allclose(of_actual[name], of_expected[name], rtol=1e-8, atol=1e-10, err_msg=name)
+
+    def results(run):
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            values = run(rows)
+        return {'': values, **tape.gradient(values, rows)}
+
+    expected = results(log_prob)
+    for name, actual in tf.function(results, autograph=False)(lambda rows: tf.vectorized_map(traced, rows)).items():
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-8, atol=1e-10, err_msg=name)
 
 
 # NaN and infinity
