@@ -12,6 +12,7 @@ from tfp_iaf.diagnostics import diagnose
 tfd = tfp.distributions
 
 
+@pytest.mark.slow
 def test_an_exact_posterior():
     """Then every weight is Z."""
     q = build_iaf_surrogate_posterior([3], num_flows=1, seed=0)

@@ -115,6 +115,7 @@ def test_every_call_and_every_row_has_its_own_noise(kit):
     assert len(np.unique(samples[:, 0])) == 10
 
 
+@pytest.mark.slow
 @each_kit
 def test_set_random_seed_fixes_weights_samples_and_training(kit):
     def result():
@@ -128,6 +129,7 @@ def test_set_random_seed_fixes_weights_samples_and_training(kit):
         np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_seed_of_the_layer_fixes_its_weights_and_samples():
     def samples(seed, kit=K3):
         flow = kit.layer(seed=seed)

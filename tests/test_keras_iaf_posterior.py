@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras
 
 import tfp_iaf
 from tests.flows import normal, raises, tfb, tfd
@@ -264,17 +263,3 @@ def test_keras_3_takes_what_it_does_not_hold_or_tracks_or_need_not_train():
     assert model(TARGETS).shape == (64, 1)
     fixed = plain(variable_factory=lambda name, value: tf.Variable(value, trainable=False, name=name))
     assert Holder('attribute', fixed)(TARGETS).shape == (64, 1)
-
-
-def test_tf_keras_trains_a_plain_posterior():
-    class Model(tf_keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.flow = plain()
-
-        def call(self, x):
-            return self.flow(tf.zeros_like(x), tf.ones_like(x)).log_prob(x)
-
-    model = Model()
-    model(TARGETS)
-    assert len(model.trainable_variables) == 4

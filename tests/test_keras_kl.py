@@ -100,6 +100,7 @@ def test_it_agrees_with_the_log_ratio_and_varies_less():
     assert np.std(by_row) < 0.5 * np.std(log_ratio)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kit', [K3, K2], ids=['keras_eager', 'tf_keras_graph'])
 def test_one_evaluation_of_each_network_with_its_gradient(kit, network_calls):
     flow = kit.layer(free_bits=0.1, free_bits_axis=-1)

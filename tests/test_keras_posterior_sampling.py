@@ -286,6 +286,7 @@ def test_fit_changes_every_weight(kit, jit_compile):
     assert_all_changed(model.trainable_weights, before)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_model_that_fit_has_built_symbolically(tmp_path):
     class Encoder(K3.keras.Model):
         def __init__(self):

@@ -47,6 +47,7 @@ def evaluated_weight(model):
 # Training
 
 
+@pytest.mark.slow
 @each_kit
 def test_it_is_linear_in_the_step_and_continues_in_a_resumed_training(kit, tmp_path):
     model = one_output(kit)
@@ -91,6 +92,7 @@ def test_neither_the_warmup_nor_the_weight_traces_anything_again():
     assert len(set(traced)) == 1
 
 
+@pytest.mark.slow
 def test_gradients_that_are_accumulated():
     """With one optimizer step in 20 batches, an epoch may end without any."""
     model = one_output(K3)
@@ -248,6 +250,7 @@ def interrupt(model, kit, *args):
         model.fit(*args, verbose=0, callbacks=[kit.KLWarmup(4), Interrupt()])
 
 
+@pytest.mark.slow
 @each_kit
 def test_a_warmup_that_was_interrupted_has_no_effect_on_what_follows(kit):
     model = one_output(kit)

@@ -75,7 +75,6 @@ TABLE = tf.zeros([3, 2])
         (tf.constant([1.0]), 'few', 0, TypeError, ['minimum', "'few'", 'number']),
         *((TABLE, 0.5, axis, ValueError, ['axis', str(axis), 'kl', '(3, 2)']) for axis in (2, -3, (), (0, 5))),
     ],
-    ids=str,
 )
 def test_bad_arguments_of_free_bits(kl, minimum, axis, error, parts):
     with raises(error, *parts):
@@ -93,6 +92,7 @@ def gradients_of_loss(q, target, seed, sample_size=1000, importance_sample_size=
     return loss, tf.concat([tf.reshape(part, [-1]) for part in tape.gradient(loss, q.trainable_variables)], 0)
 
 
+@pytest.mark.slow
 def test_path_derivative_of_an_exact_posterior_has_no_noise():
     q = build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=2, hidden_units=(8,), seed=0)
     exact = build_iaf_surrogate_posterior({'a': [], 'b': [2]}, num_flows=2, hidden_units=(8,), seed=0)
@@ -105,6 +105,7 @@ def test_path_derivative_of_an_exact_posterior_has_no_noise():
     assert np.abs(path).max() < 1e-4 < 1e-2 < np.abs(plain).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('importance_sample_size', [1, 4])
 def test_path_derivative_has_the_right_mean(importance_sample_size):
     q = build_iaf_surrogate_posterior([2], num_flows=1, hidden_units=(8,), seed=0)

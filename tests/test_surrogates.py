@@ -217,25 +217,6 @@ def test_variables_of_the_model_act_and_get_gradients():
     np.testing.assert_allclose(q.log_prob(moved), q.log_prob(fresh(moved)), rtol=1e-9)
 
 
-def test_mcmc_in_the_coordinates_of_the_noise():
-    q = surrogate([2, 2], tfb.Exp())
-    target = tfd.Independent(tfd.LogNormal(tf.zeros([2, 2], tf.float64), 1.0), 2)
-    kernel = tfp.mcmc.TransformedTransitionKernel(
-        tfp.mcmc.HamiltonianMonteCarlo(target.log_prob, step_size=np.float64(0.1), num_leapfrog_steps=2), q.bijector
-    )
-    start = target.sample(5, seed=SEED)
-    results = kernel.bootstrap_results(start)
-    x = results.transformed_state
-    assert x.shape == [5, 4]
-    np.testing.assert_allclose(
-        results.inner_results.accepted_results.target_log_prob,
-        target.log_prob(q.bijector.forward(x)) + q.bijector.forward_log_det_jacobian(tf.identity(x)),
-        rtol=1e-7,
-    )
-    z, _ = kernel.one_step(start, results, seed=SEED)
-    assert z.shape == [5, 2, 2] and np.all(z > 0)
-
-
 # How it is made
 
 
