@@ -45,7 +45,6 @@ def test_fit_trains_every_variable_and_a_file_brings_them_back(kit, own_networks
     variables = model.flow.flow.variables
     before = values_of(variables)
     assert len(variables) == 8 and variables_of(variables) == variables_of(model.trainable_variables)
-    assert np.any(variables[0] != other.flow.flow.variables[0])
     model.compile(kit.keras.optimizers.Adam(0.02), loss=lambda _, y: y, jit_compile=False)
     losses = model.fit(TARGETS, np.zeros([64]), batch_size=16, epochs=5, verbose=0).history['loss']
     assert_all_changed(variables, before)
