@@ -1,6 +1,5 @@
-"""What NaN, infinity and other people's variables must not do: leave their row, cry wolf, or be trained."""
+"""What NaN and infinity must not do: leave their row, or cry wolf; and what densities on a simplex must be."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,8 +7,6 @@ import tensorflow_probability as tfp
 
 import tfp_iaf
 from tests.flows import GENTLE_SPLINE, each_conditional, each_flow, normal, perturb, tfb, tfd
-
-each_inverse = pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
 
 
 def masked_gradients(log_prob, sources):
@@ -23,7 +20,7 @@ def masked_gradients(log_prob, sources):
 
 @pytest.mark.slow
 @each_flow
-@pytest.mark.parametrize('bad', [np.inf, np.nan, 1e200])
+@pytest.mark.parametrize('bad', [np.inf, 1e200])
 def test_a_row_masked_out_leaves_every_gradient_finite(flow, bad):
     owner, context = flow.build(), flow.contexts()
     y = flow.events().numpy()
@@ -62,9 +59,8 @@ def test_a_context_that_is_not_finite_is_masked_out(flow):
 
 
 @pytest.mark.slow
-@each_inverse
-@pytest.mark.parametrize('bad', [np.inf, 1e30])
-@pytest.mark.parametrize('jit_compile', [None, False, True], ids=['eager', 'graph', 'xla'])
+@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@pytest.mark.parametrize(('bad', 'jit_compile'), [(np.inf, True), (1e30, False)], ids=['xla', 'graph'])
 def test_rows_masked_out_of_a_posterior_in_float32(inverse, bad, jit_compile):
     made = tfp_iaf.IAFPosterior(2, 2, (16,), transform='affine', inverse=inverse, seed=0)
     loc, scale = tf.Variable([0.0, 0.0]), tfp.util.TransformedVariable([1.0, 1.0], tfb.Softplus())
@@ -74,7 +70,7 @@ def test_rows_masked_out_of_a_posterior_in_float32(inverse, bad, jit_compile):
     def compute():
         return masked_gradients(lambda: made(loc, scale).log_prob(y), sources)
 
-    values, gradients = (compute if jit_compile is None else tf.function(compute, jit_compile=jit_compile))()
+    values, gradients = tf.function(compute, jit_compile=jit_compile)()
     assert np.isfinite(values[0]) and np.isnan(values[1])
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
@@ -88,11 +84,12 @@ def check_numerics():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('inverse', 'transform'), [('auto', 'gated'), ('auto', GENTLE_SPLINE), ('fixed_point', 'affine')], ids=str
+    ('inverse', 'transform', 'in_function'),
+    [('auto', 'gated', False), ('auto', 'gated', True), ('auto', GENTLE_SPLINE, True), ('fixed_point', 'affine', True)],
+    ids=['gated_eager', 'gated', 'spline', 'fixed_point'],
 )
-@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
 def test_check_numerics_gives_no_false_alarm(inverse, transform, in_function, check_numerics):
-    made = tfp_iaf.IAFPosterior(9, 2, (12,), transform=transform, inverse=inverse, seed=0)
+    made = tfp_iaf.IAFPosterior(9, 1, (12,), transform=transform, inverse=inverse, seed=0)
     q = made(tf.zeros([9]), tf.ones([9]))
 
     def gradient(y):
@@ -112,85 +109,26 @@ def test_check_numerics_finds_a_point_that_is_not_finite(in_function, check_nume
         (tf.function(q.log_prob) if in_function else q.log_prob)(tf.constant([np.inf, 0.0, 0.0]))
 
 
-# Variables of others
-
-
-def _model_with_a_flow_as_its_prior():
-    prior = tfp_iaf.IAFPosterior(2, 1, (8,), seed=0)
-    model = tfd.JointDistributionNamed(
-        {'z': prior(tf.zeros([2]), tf.ones([2])), 'x': lambda z: tfd.MultivariateNormalDiag(z)}
-    ).experimental_pin(x=[1.0, 1.0])
-    return prior, model
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('structured', [False, True], ids=['whole', 'parts'])
-def test_a_surrogate_trains_and_saves_its_own_variables_alone(structured, tmp_path):
-    prior, model = _model_with_a_flow_as_its_prior()
-    bijector = model.experimental_default_event_space_bijector()
-    if structured:
-        bijector = {'z': prior(tf.zeros([2]), tf.ones([2])).experimental_default_event_space_bijector()}
-    q = tfp_iaf.build_iaf_surrogate_posterior(model.event_shape_tensor(), bijector, seed=0)
-    assert not {id(v) for v in q.variables} & {id(v) for v in prior.variables}
-    assert len(q.trainable_variables) == 2 + 2 * 6
-    before = [variable.numpy() for variable in prior.variables]
-    losses = tfp.vi.fit_surrogate_posterior(
-        model.unnormalized_log_prob,
-        q,
-        keras.optimizers.Adam(1e-2),
-        num_steps=20,
-        sample_size=64,
-        trainable_variables=q.trainable_variables,
-        seed=1,
-    )
-    assert losses[-1] < losses[0]
-    for variable, value in zip(prior.variables, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
-    path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
-    saved = [name for name, _ in tf.train.list_variables(path) if name.endswith('VARIABLE_VALUE')]
-    assert len(saved) == 14
-
-
 # Base measures
 
 
-def _simplex(**parts):
-    return tfd.JointDistributionNamed(parts)
-
-
 DIRICHLET = tfd.Dirichlet([2.0, 3.0, 4.0])
+# Its own density comes from the bijector, so there is nothing to mend.
 LOGISTIC_NORMAL = tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros([2])), tfb.SoftmaxCentered())
+MODELS = {
+    'dirichlet': DIRICHLET,
+    'reshaped': tfd.BatchReshape(DIRICHLET, []),
+    'joint': tfd.JointDistributionNamed({'b': tfd.Gamma(2.0, 1.0), 'w': tfd.Sample(DIRICHLET, 2)}),
+    'sequential': tfd.JointDistributionSequential([tfd.Dirichlet([1.0, 1.0]), lambda w: tfd.Normal(w[..., 0], 1.0)]),
+    'joint_logistic_normal': tfd.JointDistributionNamed({'w': LOGISTIC_NORMAL}),
+    'logistic_normal': LOGISTIC_NORMAL,
+    'lkj': tfd.CholeskyLKJ(3, 2.0),
+    'wishart': tfd.WishartTriL(4.0, tf.eye(2)),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'model',
-    [
-        DIRICHLET,
-        tfd.BatchReshape(tfd.Dirichlet([2.0, 3.0, 4.0]), []),
-        _simplex(w=DIRICHLET, b=tfd.Normal(0.0, 1.0)),
-        _simplex(b=tfd.Gamma(2.0, 1.0), w=tfd.Sample(DIRICHLET, 2)),
-        tfd.JointDistributionSequential([tfd.Dirichlet([1.0, 1.0]), lambda w: tfd.Normal(w[..., 0], 1.0)]),
-        # Its own density comes from the bijector, so there is nothing to mend.
-        _simplex(w=LOGISTIC_NORMAL),
-        LOGISTIC_NORMAL,
-        tfd.CholeskyLKJ(3, 2.0),
-        tfd.WishartTriL(4.0, tf.eye(2)),
-        tfd.Beta(2.0, 3.0),
-    ],
-    ids=[
-        'dirichlet',
-        'reshaped',
-        'joint',
-        'sample',
-        'sequential',
-        'joint_logistic_normal',
-        'logistic_normal',
-        'lkj',
-        'wishart',
-        'beta',
-    ],
-)
+@pytest.mark.parametrize('model', MODELS.values(), ids=MODELS)
 def test_evidence_of_a_model_that_is_normalised_is_one(model):
     q = tfp_iaf.build_iaf_surrogate_posterior(
         model.event_shape_tensor(), model.experimental_default_event_space_bijector(), num_flows=1, seed=0

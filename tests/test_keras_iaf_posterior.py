@@ -6,225 +6,102 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras
 
 import tfp_iaf
 from tests.flows import normal, raises, tfb, tfd
-from tests.keras_models import K2, K3, LATENT, data, each_compiled_kit, each_kit
+from tests.keras_models import (
+    K3,
+    LATENT,
+    STANDARD_NORMAL,
+    assert_all_changed,
+    assert_equal,
+    each_kit,
+    values_of,
+    variables_of,
+)
 from tfp_iaf import _compat
 
-FEATURES = 6
+TARGETS = normal([64, LATENT], tf.float32, seed=3).numpy()
 
 
-def targets(rows=64):
-    return normal([rows, LATENT], tf.float32, seed=3).numpy()
-
-
-def _density(kit):
-    @kit.keras.saving.register_keras_serializable(package='tests')
-    class Density(kit.keras.Model):
-        """y given x; `fit` minimizes -log q(y|x)."""
-
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.heads = [kit.keras.layers.Dense(size) for size in (LATENT, LATENT, 3)]
-            self.flow = kit.IAFPosterior(LATENT, 1, (8,), context_shape=3, name='flow')
-
-        def distribution(self, x):
-            loc, scale, context = (head(x) for head in self.heads)
-            return self.flow(loc, tf.nn.softplus(scale) + 0.01, context)
+@pytest.mark.slow
+@each_kit
+@pytest.mark.parametrize('own_networks', [False, True])
+def test_fit_trains_every_variable_and_a_file_brings_them_back(kit, own_networks, tmp_path):
+    class Model(kit.keras.Model):
+        def __init__(self):
+            super().__init__()
+            made = {'event_shape': LATENT, 'num_flows': 2, 'hidden_units': (8,)}
+            if own_networks:
+                networks = [tfp_iaf.MaskedAutoregressiveNetwork(LATENT, (8,), name=f'net_{t}') for t in range(2)]
+                made = {'networks': networks}
+            self.flow = kit.IAFPosterior(transform='affine', **made)
 
         def call(self, x):
-            return self.distribution(x).sample(seed=[0, 1])
+            return -self.flow(tf.ones_like(x), tf.ones_like(x)).log_prob(x)
 
-        def train_step(self, batch):
-            x, y = batch
-            with tf.GradientTape() as tape:
-                loss = -tf.reduce_mean(self.distribution(x).log_prob(y))
-            gradients = tape.gradient(loss, self.trainable_variables)
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-            return {'nll': loss}
-
-    return Density
-
-
-DENSITY = {kit: _density(kit) for kit in (K2, K3)}
-
-
-def trained(kit, jit_compile=None, epochs=1):
-    """A model after some steps, which are run eagerly unless `jit_compile` says how to compile them."""
-    model = DENSITY[kit]()
-    model(data(2))
-    how = {'run_eagerly': True} if jit_compile is None else {'jit_compile': jit_compile}
-    model.compile(kit.keras.optimizers.Adam(0.02), **how)
-    before = [variable.numpy() for variable in model.flow.flow.variables]
-    losses = model.fit(data(64), targets(), batch_size=32, epochs=epochs, verbose=0).history['nll']
-    return model, before, losses
-
-
-def raw(variables):
-    return {id(getattr(variable, '_value', variable)) for variable in variables}
-
-
-@each_compiled_kit
-def test_fit_trains_every_variable(kit, jit_compile):
-    model, before, losses = trained(kit, jit_compile, epochs=20)
+    model, other = Model(), Model()
+    model(TARGETS), other(TARGETS)
     variables = model.flow.flow.variables
-    assert len(variables) == 5 and raw(variables) <= raw(model.trainable_variables)
-    assert raw(model.distribution(data(2)).trainable_variables) == raw(variables)
-    for variable, value in zip(variables, before, strict=True):
-        assert np.all(np.isfinite(variable)) and np.any(variable != value), variable.name
+    before = values_of(variables)
+    assert len(variables) == 8 and variables_of(variables) == variables_of(model.trainable_variables)
+    model.compile(kit.keras.optimizers.Adam(0.02), loss=lambda _, y: y, jit_compile=False)
+    losses = model.fit(TARGETS, np.zeros([64]), batch_size=16, epochs=5, verbose=0).history['loss']
+    assert_all_changed(variables, before)
     assert losses[-1] < losses[0] - 0.1
-
-
-@each_kit
-def test_it_is_the_plain_posterior(kit):
-    layer = kit.IAFPosterior(LATENT, 2, (8,), context_shape=[3], transform='affine', alternate_order=False, seed=1)
-    plain = tfp_iaf.IAFPosterior(LATENT, 2, (8,), context_shape=[3], transform='affine', alternate_order=False, seed=1)
-    arguments = normal([4, LATENT], tf.float32), tf.ones([4, LATENT]), normal([4, 3], tf.float32, 1)
-    z = normal([4, LATENT], tf.float32, 2)
-    np.testing.assert_array_equal(layer(*arguments).log_prob(z), plain(*arguments).log_prob(z))
-    np.testing.assert_array_equal(layer.bijector(arguments[2]).forward(z), plain.bijector(arguments[2]).forward(z))
-    assert (layer.event_shape, layer.context_shape, layer.num_flows) == ([LATENT], [3], 2)
-    assert layer.transform == plain.transform and len(layer.networks) == 2
-    assert kit.IAFPosterior([3, 2], 1, (7,))(tf.zeros([3, 2]), tf.ones([3, 2])).event_shape == [3, 2]
-
-
-@each_kit
-@pytest.mark.parametrize('path', ['model.keras', 'model.weights.h5', 'model.h5', 'checkpoint'])
-def test_every_format_has_the_variables(kit, path, tmp_path):
-    if kit is K3 and path == 'model.h5':
-        path = 'other.weights.h5'
-    if path == 'model.keras':
-        model, *_ = trained(kit)
-        model.save(tmp_path / path)
-        other = kit.keras.models.load_model(tmp_path / path)
-    else:
-        model, other = DENSITY[kit](), DENSITY[kit]()
-        model(data(2)), other(data(2))
-        if path == 'checkpoint':
-            written = tf.train.Checkpoint(model=model).write(str(tmp_path / path))
-            tf.train.Checkpoint(model=other).read(written).expect_partial()
-        else:
-            model.save_weights(tmp_path / path)
-            other.load_weights(tmp_path / path)
-    for first, second in zip(other.flow.flow.variables, model.flow.flow.variables, strict=True):
-        np.testing.assert_array_equal(first, second)
-    arguments = tf.zeros([2, LATENT]), tf.ones([2, LATENT]), tf.ones([2, 3])
-    first, second = (each.flow(*arguments).log_prob(targets(2)) for each in (other, model))
-    np.testing.assert_array_equal(first, second)
-    if path == 'model.keras':
-        other.run_eagerly = True
-        other.fit(data(64), targets(), verbose=0)
-        assert np.any(other.flow.flow.variables[0] != model.flow.flow.variables[0])
-
-
-@each_kit
-def test_saved_model(kit, tmp_path):
-    model = DENSITY[kit]()
-    model(data(2))
-    tf.saved_model.save(
-        model, str(tmp_path), signatures=tf.function(model.call).get_concrete_function(tf.TensorSpec([None, FEATURES]))
-    )
-    loaded = tf.saved_model.load(str(tmp_path))
-    (sample,) = loaded.signatures['serving_default'](tf.constant(data())).values()
-    np.testing.assert_allclose(sample, model(data()), rtol=1e-5, atol=1e-6)
-
-
-@each_kit
-@pytest.mark.parametrize(
-    'arguments',
-    [
-        {'event_shape': 3},
-        {'event_shape': [2, 3], 'num_flows': 1, 'hidden_units': (9,), 'context_shape': [4], 'seed': 2, 'name': 'mine'},
-        {
-            'event_shape': (4,),
-            'transform': tfp_iaf.transforms.Affine(2.0),
-            'activation': 'mish',
-            'inverse': 'fixed_point',
-            'alternate_order': False,
-            'validate_args': True,
-            'dtype': 'float64',
-        },
-    ],
-    ids=['default', 'shapes', 'objects'],
-)
-def test_config_makes_an_equal_layer(kit, arguments):
-    first = kit.IAFPosterior(**arguments)
-    second = kit.IAFPosterior.from_config(first.get_config())
-    assert second.get_config() == first.get_config()
-    assert second.transform == first.transform
-    assert [v.shape for v in second.flow.variables] == [v.shape for v in first.flow.variables]
-
-
-@each_kit
-def test_networks_of_ones_own(kit, tmp_path):
-    def make():
-        class Model(kit.keras.Model):
-            def __init__(self):
-                super().__init__()
-                networks = [tfp_iaf.MaskedAutoregressiveNetwork(LATENT, (8,), name=f'net_{t}') for t in range(2)]
-                self.flow = kit.IAFPosterior(networks=networks, transform='affine')
-
-            def call(self, x):
-                return -self.flow(tf.zeros_like(x), tf.ones_like(x)).log_prob(x)
-
-        return Model()
-
-    model, other = make(), make()
-    model.compile('adam', loss=lambda _, y: y, run_eagerly=True)
-    model.fit(targets(), np.zeros([64, 1]), verbose=0), other(targets())
-    variables = model.flow.flow.variables
-    assert len(variables) == 8 and raw(variables) == raw(model.trainable_variables)
-    assert np.any(variables[0] != other.flow.flow.variables[0])
     model.save_weights(tmp_path / 'model.weights.h5')
     other.load_weights(tmp_path / 'model.weights.h5')
-    for first, second in zip(other.flow.flow.variables, variables, strict=True):
-        np.testing.assert_array_equal(first, second)
-    with raises(NotImplementedError, 'networks', 'config', 'weights alone'):
-        model.flow.get_config()
+    assert_equal(other.flow.flow.variables, variables)
+    if own_networks:
+        with raises(NotImplementedError, 'networks', 'config', 'weights alone'):
+            model.flow.get_config()
 
 
-@each_kit
-def test_frozen(kit):
-    layer = kit.IAFPosterior(LATENT, 1, (8,), trainable=False)
-    assert not layer.trainable_variables and len(layer.variables) == 4
+def test_it_is_the_plain_posterior():
+    arguments = {'context_shape': [3], 'transform': 'affine', 'alternate_order': False, 'seed': 1}
+    layer, plain = (make(LATENT, 2, (8,), **arguments) for make in (K3.IAFPosterior, tfp_iaf.IAFPosterior))
+    inputs = normal([4, LATENT], tf.float32), tf.ones([4, LATENT]), normal([4, 3], tf.float32, 1)
+    z = normal([4, LATENT], tf.float32, 2)
+    np.testing.assert_array_equal(layer(*inputs).log_prob(z), plain(*inputs).log_prob(z))
+    np.testing.assert_array_equal(layer.bijector(inputs[2]).forward(z), plain.bijector(inputs[2]).forward(z))
+    assert (layer.event_shape, layer.context_shape, layer.num_flows) == ([LATENT], [3], 2)
+    assert layer.transform == plain.transform and len(layer.networks) == 2
+    frozen = K3.IAFPosterior([3, 2], 1, (7,), trainable=False)
+    assert not frozen.trainable_variables and len(frozen.variables) == 4
+    assert frozen(tf.zeros([3, 2]), tf.ones([3, 2])).event_shape == [3, 2]
 
 
-@each_kit
-@pytest.mark.parametrize('policy', ['mixed_float16', 'float64'])
-def test_dtype_is_that_of_the_variables(kit, policy):
-    layer = kit.IAFPosterior(LATENT, 1, (8,), context_shape=2, dtype=policy)
+@pytest.mark.parametrize(('policy', 'dtype'), [('mixed_float16', tf.float32), ('float64', tf.float64)])
+def test_dtype_is_that_of_the_variables(policy, dtype):
+    layer = K3.IAFPosterior(LATENT, 1, (8,), context_shape=2, dtype=policy)
     half = tf.ones([3, LATENT], tf.float16)
-    dtype = tf.float64 if policy == 'float64' else tf.float32
     q = layer(half, half, half)
     assert q.dtype == dtype == layer.bijector(half).forward(tf.zeros([3, 2], dtype)).dtype
     assert q.log_prob(tf.cast(half, layer.dtype)).dtype == dtype
 
 
-@each_kit
-def test_variables_as_the_base(kit):
+def test_variables_as_the_base():
     """Cast, they would lose their gradient."""
     loc = tf.Variable(tf.zeros([LATENT]))
-    q = kit.IAFPosterior(LATENT, 1, (8,))(loc, tf.ones([LATENT]))
+    q = K3.IAFPosterior(LATENT, 1, (8,))(loc, tf.ones([LATENT]))
     assert any(variable is loc for variable in q.trainable_variables)
 
 
 @each_kit
-@pytest.mark.parametrize('place', range(3))
-def test_symbolic_arguments(kit, place):
-    layer = kit.IAFPosterior(LATENT, 1, (8,), context_shape=LATENT, name='mine')
-    arguments = [tf.ones([3, LATENT])] * 3
-    arguments[place] = kit.keras.Input([LATENT])
-    name = ('loc', 'scale_diag', 'context')[place]
-    with raises(TypeError, name, 'symbolic', 'mine', 'train_step', 'IAFSampling'):
-        layer(*arguments)
-    if name == 'context':
-        with raises(TypeError, name, 'symbolic'):
-            layer.bijector(arguments[place])
+def test_symbolic_arguments(kit):
+    layer, symbolic = kit.IAFPosterior(LATENT, 1, (8,), context_shape=LATENT, name='mine'), kit.keras.Input([LATENT])
+    for place, name in enumerate(('loc', 'scale_diag', 'context')):
+        arguments = [tf.ones([3, LATENT])] * 3
+        arguments[place] = symbolic
+        with raises(TypeError, name, 'symbolic', 'mine', 'train_step', 'IAFSampling'):
+            layer(*arguments)
+    with raises(TypeError, 'context', 'symbolic'):
+        layer.bijector(symbolic)
 
 
-@each_kit
+NETWORK = tfp_iaf.MaskedAutoregressiveNetwork(2, (8,))
+
+
 @pytest.mark.parametrize(
     ('arguments', 'error', 'parts'),
     [
@@ -233,115 +110,88 @@ def test_symbolic_arguments(kit, place):
         ({'event_shape': 2, 'activation': 'elou'}, ValueError, ['activation', "'elou'"]),
         ({'event_shape': 2, 'transform': 'cubic'}, ValueError, ['transform', "'cubic'"]),
         ({'event_shape': 2, 'dtype': 'float16'}, TypeError, ['dtype', 'float16', 'float32']),
-        (
-            {'event_shape': 2, 'networks': [tfp_iaf.MaskedAutoregressiveNetwork(2, (8,))]},
-            ValueError,
-            ['event_shape', 'networks'],
-        ),
+        ({'event_shape': 2, 'networks': [NETWORK]}, ValueError, ['event_shape', 'networks']),
+        ({'event_shape': [2, 3, 2], 'filters': ()}, ValueError, ['filters', 'at least one']),
+        ({'event_shape': [2, 3, 2], 'filters': 5}, TypeError, ['filters', '5', 'a sequence of ints']),
+        ({'event_shape': 2, 'filters': (5,)}, ValueError, ['event_shape', '(2,)', '[height, width, channels]']),
+        ({'event_shape': 2, 'filters': (5,), 'network': NETWORK.__class__}, ValueError, ['filters', '(5,)', 'network']),
         ({'networks': []}, ValueError, ['networks', '[]']),
     ],
-    ids=['nothing', 'flows', 'activation', 'transform', 'dtype', 'both', 'empty'],
+    ids=lambda value: '-'.join(value) if isinstance(value, dict) else '',
 )
-def test_bad_arguments(kit, arguments, error, parts):
+def test_bad_arguments(arguments, error, parts):
     with raises(error, *parts):
-        kit.IAFPosterior(**arguments)
+        K3.IAFPosterior(**arguments)
 
 
 # What Keras 3 would not train
 
 
-class Holder(keras.Model):
-    """A Keras 3 model that uses a log-density."""
+def plain(**kwargs):
+    return tfp_iaf.IAFPosterior(LATENT, 1, (8,), name='plain', **kwargs)
 
-    def __init__(self, uses='call'):
+
+def density(made, x):
+    return made(tf.zeros([LATENT]), tf.ones([LATENT])).log_prob(x)
+
+
+def transformed(bijector):
+    return tfd.TransformedDistribution(STANDARD_NORMAL, bijector)
+
+
+def in_a_layer(made):
+    layer = keras.layers.Dense(1)
+    layer.flow = made
+    return layer
+
+
+# What a model holds of a posterior, and the density that it makes of that.
+WAYS = {
+    'attribute': (lambda made: made, density),
+    'list': (lambda made: [made], lambda held, x: density(held[0], x)),
+    'dict': (lambda made: {'first': made}, lambda held, x: density(held['first'], x)),
+    'layer': (in_a_layer, lambda held, x: density(held.flow, x)),
+    'closure': (lambda made: lambda: made, lambda held, x: density(held(), x)),
+    'partial': (lambda made: functools.partial(density, made), lambda held, x: held(x)),
+    'method': (lambda made: made.bijector, lambda held, x: transformed(held()).log_prob(x)),
+    'compiled': (lambda made: tf.function(lambda x: density(made, x)), lambda held, x: held(x)),
+    'distribution': (lambda made: transformed(made.bijector()), lambda held, x: held.log_prob(x)),
+    'step': (lambda made: tfp_iaf.InverseAutoregressiveFlow(made.networks[0]), lambda held, x: held.forward(x)[:, 0]),
+    'chain': (lambda made: made.bijector(), lambda held, x: transformed(held).log_prob(x)),
+    'network': (
+        lambda made: {'first': [made.networks[0]]},
+        lambda held, x: transformed(tfb.MaskedAutoregressiveFlow(held['first'][0])).log_prob(x),
+    ),
+    'surrogate': (lambda made: tfp_iaf.build_iaf_surrogate_posterior([LATENT]), lambda held, x: held.log_prob(x)),
+    'nothing': (lambda made: None, lambda held, x: density(PLAIN, x)),
+}
+
+
+class Holder(keras.Model):
+    """A Keras 3 model that uses what it holds in its call, or in its training step alone."""
+
+    def __init__(self, way, made, in_call=True):
         super().__init__()
         self.dense = keras.layers.Dense(LATENT)
-        self.uses = uses
+        self.way, self.in_call = way, in_call
+        self.held = WAYS[way][0](made)
+        self.compile('sgd', run_eagerly=True)
+
+    def density(self, x):
+        return WAYS[self.way][1](self.held, x)
 
     def call(self, x):
-        values = self.dense(x)
-        return self.log_prob(values)[:, None] if self.uses == 'call' else values
-
-    def log_prob(self, x):
-        return self.held().log_prob(x)
+        x = self.dense(x)
+        return self.density(x)[:, None] if self.in_call else x
 
     def train_step(self, batch):
-        x, _ = batch
         with tf.GradientTape() as tape:
-            loss = -tf.reduce_mean(self.log_prob(self.dense(x)) if self.uses == 'train_step' else self(x))
+            loss = -tf.reduce_mean(self.density(self.dense(batch[0])))
         gradients = tape.gradient(loss, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return {'loss': loss}
 
 
-def density(made):
-    """A distribution made by a plain posterior, or by the layer in its place."""
-    return made(tf.zeros([LATENT]), tf.ones([LATENT]))
-
-
-def step(made):
-    """A distribution made with a step, such as of a network of one's own."""
-    base = tfd.MultivariateNormalDiag(tf.zeros([LATENT]))
-    return tfd.TransformedDistribution(base, tfp_iaf.InverseAutoregressiveFlow(made.networks[0]))
-
-
-def hold_in_a_layer(model, made):
-    model.part = keras.layers.Dense(1)
-    model.part.flow = made
-    model.held = lambda: density(model.part.flow)
-
-
-def hold_a_distribution(model, made):
-    model.q = density(made)
-    model.held = lambda: model.q
-
-
-def hold_a_step(model, made):
-    model.q = step(made)
-    model.held = lambda: model.q
-
-
-def hold_a_chain(model, made):
-    model.chain = made.bijector()
-    base = tfd.MultivariateNormalDiag(tf.zeros([LATENT]))
-    model.held = lambda: tfd.TransformedDistribution(base, model.chain)
-
-
-def hold_a_network(model, made):
-    model.networks = {'first': [made.networks[0]]}
-    base = tfd.MultivariateNormalDiag(tf.zeros([LATENT]))
-    maf = tfb.MaskedAutoregressiveFlow(lambda x: model.networks['first'][0](x))
-    model.held = lambda: tfd.TransformedDistribution(base, maf)
-
-
-def hold_a_surrogate(model, _):
-    model.q = tfp_iaf.build_iaf_surrogate_posterior([LATENT], num_flows=1, hidden_units=(8,), seed=0)
-    model.held = lambda: model.q
-
-
-def attribute(place):
-    def hold(model, made):
-        model.flow = place(made)
-        model.held = lambda: density(made)
-
-    return hold
-
-
-HOLDS = {
-    'attribute': attribute(lambda made: made),
-    'list': attribute(lambda made: [made]),
-    'dict': attribute(lambda made: {'first': made}),
-    'layer': hold_in_a_layer,
-    'closure': attribute(lambda made: lambda: made),
-    'partial': attribute(lambda made: functools.partial(density, made)),
-    'method': attribute(lambda made: made.bijector),
-    'compiled': attribute(lambda made: tf.function(lambda: density(made).sample())),
-    'distribution': hold_a_distribution,
-    'step': hold_a_step,
-    'chain': hold_a_chain,
-    'network': hold_a_network,
-    'surrogate': hold_a_surrogate,
-}
 REFUSED = (
     'got a variable',
     'Keras model',
@@ -352,38 +202,32 @@ REFUSED = (
 )
 
 
-@pytest.mark.parametrize('hold', HOLDS.values(), ids=HOLDS)
-@pytest.mark.parametrize('uses', ['call', 'train_step'])
-def test_keras_3_refuses_what_it_would_not_train(hold, uses):
-    model = Holder(uses)
-    hold(model, tfp_iaf.IAFPosterior(LATENT, 1, (8,), name='plain'))
-    model.compile('sgd', run_eagerly=True)
+@pytest.mark.parametrize('way', [way for way in WAYS if way != 'nothing'])
+def test_keras_3_refuses_what_it_would_not_train(way):
     with raises(ValueError, *REFUSED):
-        model.fit(targets(), np.zeros([64, 1]), verbose=0)
-    if uses == 'call':
-        with raises(ValueError, *REFUSED):
-            model(targets())
-    else:
-        model(targets())
+        Holder(way, plain())(TARGETS)
 
 
-@pytest.mark.parametrize('how', ['predict', 'fit'])
-def test_keras_3_refuses_it_in_a_graph(how):
-    model = Holder()
-    HOLDS['attribute'](model, tfp_iaf.IAFPosterior(LATENT, 1, (8,), name='plain'))
+@pytest.mark.parametrize('way', ['attribute', 'closure', 'step'])
+def test_keras_3_refuses_it_in_a_training_step_alone(way):
+    model = Holder(way, plain(), in_call=False)
+    model(TARGETS)
+    with raises(ValueError, *REFUSED):
+        model.fit(TARGETS, TARGETS, verbose=0)
+
+
+@pytest.mark.slow
+def test_keras_3_refuses_it_in_a_graph():
+    model = Holder('attribute', plain())
     model.compile('sgd')
     with raises(ValueError, *REFUSED):
-        getattr(model, how)(targets(), *([np.zeros([64, 1])] if how == 'fit' else []), verbose=0)
+        model.fit(TARGETS, TARGETS, verbose=0)
 
 
-@pytest.mark.parametrize('hold', ['attribute', 'list', 'dict', 'layer'])
-@pytest.mark.parametrize('uses', ['call', 'train_step'])
-def test_keras_3_takes_the_layer_in_its_place(hold, uses):
-    model = Holder(uses)
-    HOLDS[hold](model, tfp_iaf.keras.IAFPosterior(LATENT, 1, (8,)))
-    model(targets())
-    model.compile('sgd', run_eagerly=True)
-    model.fit(targets(), np.zeros([64, 1]), verbose=0)
+@pytest.mark.parametrize('way', ['attribute', 'list', 'dict', 'layer'])
+def test_keras_3_takes_the_layer_in_its_place(way):
+    model = Holder(way, tfp_iaf.keras.IAFPosterior(LATENT, 1, (8,)))
+    model.fit(TARGETS, TARGETS, verbose=0)
     assert len(model.trainable_variables) == 6
 
 
@@ -391,83 +235,30 @@ PLAIN = tfp_iaf.IAFPosterior(LATENT, 1, (8,), seed=0)
 
 
 def global_log_prob(z):
-    return density(PLAIN).log_prob(z)
+    return density(PLAIN, z)
 
 
-@pytest.mark.parametrize('function', [global_log_prob, lambda z: density(PLAIN).log_prob(z)], ids=['def', 'lambda'])
+@pytest.mark.parametrize('function', [global_log_prob, lambda z: density(PLAIN, z)], ids=['def', 'lambda'])
 def test_keras_3_refuses_what_a_function_that_it_holds_uses(function):
     """Of a Lambda layer, of a loss, and of a prior."""
     inputs = keras.Input([LATENT])
     with raises(ValueError, *REFUSED):
-        keras.Model(inputs, keras.layers.Lambda(lambda z: function(z)[:, None], output_shape=(1,))(inputs))(targets())
+        keras.Model(inputs, keras.layers.Lambda(lambda z: function(z)[:, None], output_shape=(1,))(inputs))(TARGETS)
     model = keras.Model(inputs, keras.layers.Dense(LATENT)(inputs))
     model.compile('sgd', loss=lambda _, z: function(z), run_eagerly=True)
     with raises(ValueError, *REFUSED):
-        model.fit(targets(), targets(), verbose=0)
+        model.fit(TARGETS, TARGETS, verbose=0)
     with raises(ValueError, *REFUSED):
         K3.layer(0, prior=function)([tf.zeros([4, LATENT])] * 2)
 
 
-def test_what_a_model_does_not_hold_is_left_alone():
+def test_keras_3_takes_what_it_does_not_hold_or_tracks_or_need_not_train():
     """Such as a global one, which was trained before."""
-
-    class Model(Holder):
-        def log_prob(self, x):
-            return density(PLAIN).log_prob(x)
-
-    model = Model()
-    model.compile('sgd', run_eagerly=True)
-    model.fit(targets(), np.zeros([64, 1]), verbose=0)
     # Keras traces the model twice with one tensor, first in a scratch graph, whose results are out of scope later.
-    assert model.predict(targets(), verbose=0).shape == (64, 1)
-
-
-def test_variables_that_are_not_trainable_are_left_alone():
-    fixed = tfp_iaf.IAFPosterior(
-        LATENT, 1, (8,), variable_factory=lambda name, value: tf.Variable(value, trainable=False, name=name)
-    )
-    model = Holder()
-    HOLDS['attribute'](model, fixed)
-    assert model(targets()).shape == (64, 1)
-
-
-def test_keras_3_takes_a_plain_posterior_whose_variables_it_tracks():
-    plain = tfp_iaf.IAFPosterior(LATENT, 1, (8,))
-    model = Holder()
-    HOLDS['attribute'](model, plain)
-    model.tracked = [_compat.keras_variable(variable) for variable in plain.variables]
-    assert model(targets()).shape == (64, 1)
-
-
-def test_tf_keras_trains_a_plain_posterior():
-    class Model(tf_keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.flow = tfp_iaf.IAFPosterior(LATENT, 1, (8,))
-
-        def call(self, x):
-            return self.flow(tf.zeros_like(x), tf.ones_like(x)).log_prob(x)
-
-    model = Model()
-    model(targets())
-    assert len(model.trainable_variables) == 4
-
-
-@each_kit
-def test_density_network_in_a_functional_model_by_way_of_a_layer(kit):
-    """The layer that a TypeError of a symbolic argument leads to."""
-
-    class NegLogProb(kit.keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.flow = kit.IAFPosterior(LATENT, 1, (8,))
-
-        def call(self, inputs):
-            loc, y = inputs
-            return -self.flow(loc, tf.ones_like(loc)).log_prob(y)
-
-    x, y = kit.keras.Input([FEATURES]), kit.keras.Input([LATENT])
-    model = kit.keras.Model([x, y], NegLogProb()([kit.keras.layers.Dense(LATENT)(x), y]))
-    model.compile('adam', loss=lambda _, value: value, run_eagerly=True)
-    model.fit([data(64), targets()], np.zeros([64]), verbose=0)
-    assert len(model.trainable_variables) == 6
+    assert Holder('nothing', None).predict(TARGETS, verbose=0).shape == (64, 1)
+    tracked = plain()
+    model = Holder('attribute', tracked)
+    model.tracked = [_compat.keras_variable(variable) for variable in tracked.variables]
+    assert model(TARGETS).shape == (64, 1)
+    fixed = plain(variable_factory=lambda name, value: tf.Variable(value, trainable=False, name=name))
+    assert Holder('attribute', fixed)(TARGETS).shape == (64, 1)

@@ -1,4 +1,4 @@
-"""The layer for a posterior of one's own, in either Keras."""
+"""The layer for a posterior of one's own, and those with planar, radial and Sylvester flows."""
 
 import numpy as np
 import pytest
@@ -6,76 +6,68 @@ import tensorflow as tf
 
 import tfp_iaf
 from tests.flows import normal, raises, tfb, tfd
-from tests.keras_models import FEATURES, K2, K3, LATENT, assert_equal, data, each_compiled_kit, each_kit, flow_of
+from tests.keras_models import (
+    FEATURES,
+    K3,
+    LATENT,
+    STANDARD_NORMAL,
+    assert_all_changed,
+    assert_equal,
+    built,
+    data,
+    each_compiled_kit,
+    each_kit,
+    flow_of,
+    train,
+    values_of,
+)
 from tfp_iaf._layers import _kl
 
-STANDARD_NORMAL = tfd.MultivariateNormalDiag(tf.zeros([LATENT]), tf.ones([LATENT]))
 SIZE = LATENT * LATENT
-# Not tf.linalg.set_diag: XLA cannot compile its gradient for a batch of unknown size.
-BELOW_DIAGONAL = np.tril(np.ones([LATENT, LATENT], np.float32), -1)
+TRIL_PRIOR = tfd.MultivariateNormalTriL([0.1, 0.2], [[1.0, 0.0], [0.3, 2.0]])
 
 
-def _full_covariance(kit):
-    @kit.keras.saving.register_keras_serializable(package='tests')
-    class FullCovariance(kit.PosteriorSampling):
-        """A Gaussian with a covariance that the context gives."""
+def inputs_of(rows):
+    return [normal([rows, size], tf.float32, seed) for seed, size in enumerate((LATENT, LATENT, SIZE), 1)]
 
+
+INPUTS = inputs_of(5)
+
+
+def layer_of(posterior, kit=K3, **kwargs):
+    """A layer whose posterior is a function of z_mean, the scale, and the context."""
+
+    class Own(kit.PosteriorSampling):
         def posterior(self, z_mean, z_log_var, context=None):
-            below = BELOW_DIAGONAL * tf.reshape(context, [-1, LATENT, LATENT])
-            return tfd.MultivariateNormalTriL(z_mean, tf.linalg.diag(tf.exp(0.5 * z_log_var)) + below)
+            return posterior(z_mean, tf.exp(0.5 * z_log_var), context)
 
-    return FullCovariance
-
-
-def _with_layer(kit):
-    @kit.keras.saving.register_keras_serializable(package='tests')
-    class WithLayer(kit.PosteriorSampling):
-        """The same, with a layer of its own between the context and the covariance."""
-
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.lower = kit.keras.layers.Dense(SIZE, dtype='float32')
-
-        def posterior(self, z_mean, z_log_var, context=None):
-            below = BELOW_DIAGONAL * tf.reshape(self.lower(context), [-1, LATENT, LATENT])
-            return tfd.MultivariateNormalTriL(z_mean, tf.linalg.diag(tf.exp(0.5 * z_log_var)) + below)
-
-    return WithLayer
+    return Own(**kwargs)
 
 
-def _flow_of_another_make(kit):
-    class Shifted(kit.PosteriorSampling):
-        """A Gaussian through a step whose log-derivatives are not known by entry."""
-
-        def posterior(self, z_mean, z_log_var, context=None):
-            base = tfd.MultivariateNormalDiag(z_mean, tf.exp(0.5 * z_log_var))
-            return tfd.TransformedDistribution(base, tfb.Chain([tfb.Tanh(), tfb.Scale(0.3)]))
-
-    return Shifted
+def full_covariance(mean, scale, context):
+    # Not tf.linalg.set_diag: XLA cannot compile its gradient for a batch of unknown size.
+    below = np.tril(np.ones([LATENT, LATENT], np.float32), -1) * tf.reshape(context, [-1, LATENT, LATENT])
+    return tfd.MultivariateNormalTriL(mean, tf.linalg.diag(scale) + below)
 
 
-FULL = {kit: _full_covariance(kit) for kit in (K2, K3)}
-WITH_LAYER = {kit: _with_layer(kit) for kit in (K2, K3)}
-SHIFTED = {kit: _flow_of_another_make(kit) for kit in (K2, K3)}
+def flow_of_another_make(mean, scale, context):
+    """A Gaussian through a step whose log-derivatives are not known by entry."""
+    base = tfd.MultivariateNormalDiag(mean, scale)
+    return tfd.TransformedDistribution(base, tfb.Chain([tfb.Tanh(), tfb.Scale(0.3)]))
 
 
-def inputs_of(rows=5, context=SIZE):
-    return [normal([rows, size], tf.float32, seed) for seed, size in enumerate((LATENT, LATENT, context), 1)]
+def students(mean, scale, context):
+    return tfd.Independent(tfd.StudentT(5.0, mean, scale), 1)
 
 
-def make_model(kit, classes, **kwargs):
-    layers = kit.keras.layers
-    x = kit.keras.Input([FEATURES])
-    z, log_q = classes[kit](name='flow', **kwargs)([layers.Dense(size)(x) for size in (LATENT, LATENT, SIZE)])
-    model = kit.keras.Model(x, {'x': layers.Dense(FEATURES, name='x')(z), 'z': z, 'log_q': log_q})
-    model.compile(kit.keras.optimizers.Adam(0.01), {'x': 'mse'})
-    return model
+# The KL term
 
 
 @each_kit
 def test_sample_density_and_exact_kl(kit):
     inputs = inputs_of(20000)
-    layer = FULL[kit]()
+    layer = layer_of(full_covariance, kit)
+    assert isinstance(kit.layer(), kit.PosteriorSampling)
     z, log_q = layer(inputs)
     q = layer.posterior(*inputs)
     np.testing.assert_allclose(q.log_prob(z), log_q, rtol=1e-3, atol=1e-3)
@@ -83,25 +75,19 @@ def test_sample_density_and_exact_kl(kit):
     np.testing.assert_allclose(sum(layer.losses), np.mean(log_q - STANDARD_NORMAL.log_prob(z)), rtol=0.02)
 
 
-@each_kit
-def test_exact_kl_from_a_prior_at_the_call(kit):
-    inputs, prior = inputs_of(), [normal([5, LATENT], tf.float32, seed) for seed in (8, 9)]
-    layer = FULL[kit]()
-    layer(inputs, prior=prior)
+def test_exact_kl_from_a_prior_at_the_call():
+    prior = [normal([5, LATENT], tf.float32, seed) for seed in (8, 9)]
+    layer = layer_of(full_covariance)
+    layer(INPUTS, prior=prior)
     p = tfd.MultivariateNormalDiag(prior[0], tf.exp(0.5 * prior[1]))
-    np.testing.assert_allclose(sum(layer.losses), np.mean(layer.posterior(*inputs).kl_divergence(p)), rtol=1e-5)
+    np.testing.assert_allclose(sum(layer.losses), np.mean(layer.posterior(*INPUTS).kl_divergence(p)), rtol=1e-5)
 
 
-@each_kit
-@pytest.mark.parametrize(
-    'prior', [None, tfd.MultivariateNormalTriL([0.1, 0.2], [[1.0, 0.0], [0.3, 2.0]])], ids=['normal', 'full']
-)
-def test_control_variate_for_any_bijector(kit, prior):
-    inputs = inputs_of()[:2]
-    layer = SHIFTED[kit](prior=prior)
-    z, log_q = layer(inputs)
-    p = prior or STANDARD_NORMAL
-    q = layer.posterior(*inputs)
+@pytest.mark.parametrize('prior', [None, TRIL_PRIOR], ids=['normal', 'full'])
+def test_control_variate_for_any_bijector(prior):
+    layer = layer_of(flow_of_another_make, prior=prior)
+    z, log_q = layer(INPUTS)
+    p, q = prior or STANDARD_NORMAL, layer.posterior(*INPUTS)
     z_0 = q.bijector.inverse(tf.identity(z))
     log_det = q.bijector.forward_log_det_jacobian(z_0, event_ndims=1)
     np.testing.assert_allclose(log_q, q.distribution.log_prob(z_0) - log_det, rtol=1e-3, atol=1e-3)
@@ -109,41 +95,41 @@ def test_control_variate_for_any_bijector(kit, prior):
     np.testing.assert_allclose(sum(layer.losses), np.mean(expected), rtol=1e-3)
 
 
-@each_kit
-def test_log_ratio_where_tfp_knows_no_kl(kit):
-    class Students(kit.PosteriorSampling):
-        def posterior(self, z_mean, z_log_var, context=None):
-            return tfd.Independent(tfd.StudentT(5.0, z_mean, tf.exp(0.5 * z_log_var)), 1)
+def test_control_variate_for_feature_maps():
+    def scaled(mean, scale, context):
+        return tfd.TransformedDistribution(tfd.Independent(tfd.Normal(mean, scale), 2), tfb.Scale(2.0))
 
-    layer = Students()
-    z, log_q = layer(inputs_of()[:2])
+    layer, z_mean = layer_of(scaled), normal([5, 3, 2], tf.float32)
+    z, _ = layer([z_mean, tf.zeros([5, 3, 2])])
+    p = tfd.Independent(tfd.Normal(tf.zeros([3, 2]), 1.0), 2)
+    expected = 0.5 * tf.reduce_sum(z_mean**2, axis=[1, 2]) - 6 * np.log(2) - p.log_prob(z) + p.log_prob(z / 2)
+    np.testing.assert_allclose(sum(layer.losses), np.mean(expected), rtol=1e-4)
+
+
+def test_log_ratio_where_tfp_knows_no_kl():
+    layer = layer_of(students)
+    z, log_q = layer(INPUTS)
     np.testing.assert_allclose(sum(layer.losses), np.mean(log_q - STANDARD_NORMAL.log_prob(z)), rtol=1e-5)
-    layer = Students(free_bits=0.5, free_bits_axis=-1)
-    z, log_q = layer(inputs_of()[:2])
-    by_entry = layer.posterior(*inputs_of()[:2]).distribution.log_prob(z) - tfd.Normal(0.0, 1.0).log_prob(z)
+    layer = layer_of(students, free_bits=0.5, free_bits_axis=-1)
+    z, log_q = layer(INPUTS)
+    by_entry = layer.posterior(*INPUTS).distribution.log_prob(z) - tfd.Normal(0.0, 1.0).log_prob(z)
     np.testing.assert_allclose(sum(layer.losses), np.sum(np.maximum(np.mean(by_entry, axis=0), 0.5)), rtol=1e-5)
 
 
 DIAGONAL = {
-    'diag': lambda mean, scale: tfd.MultivariateNormalDiag(mean, scale),
-    'independent': lambda mean, scale: tfd.Independent(tfd.Normal(mean, scale), 1),
-    'sample': lambda mean, scale: tfd.Sample(tfd.Normal(mean[:, 0], scale[:, 0]), [LATENT]),
-    'sample_of_events': lambda mean, scale: tfd.Sample(tfd.Independent(tfd.Normal(mean, scale), 1), []),
+    'diag': lambda mean, scale, _: tfd.MultivariateNormalDiag(mean, scale),
+    'independent': lambda mean, scale, _: tfd.Independent(tfd.Normal(mean, scale), 1),
+    'sample': lambda mean, scale, _: tfd.Sample(tfd.Normal(mean[:, 0], scale[:, 0]), [LATENT]),
+    'sample_of_events': lambda mean, scale, _: tfd.Sample(tfd.Independent(tfd.Normal(mean, scale), 1), []),
 }
 
 
-@each_kit
 @pytest.mark.parametrize('make', DIAGONAL.values(), ids=DIAGONAL)
 @pytest.mark.parametrize(
     'prior', [None, tfd.Normal(0.5, 2.0), tfd.Sample(tfd.Normal(0.5, 2.0), LATENT)], ids=['none', 'scalar', 'sample']
 )
-def test_exact_kl_by_entry_of_independent_gaussians(kit, make, prior):
-    class Diagonal(kit.PosteriorSampling):
-        def posterior(self, z_mean, z_log_var, context=None):
-            return make(z_mean, tf.exp(0.5 * z_log_var))
-
-    inputs = inputs_of()[:2]
-    q = make(inputs[0], tf.exp(0.5 * inputs[1]))
+def test_exact_kl_by_entry_of_independent_gaussians(make, prior):
+    q = make(INPUTS[0], tf.exp(0.5 * INPUTS[1]), None)
     p = tfd.Normal(0.0, 1.0) if prior is None else tfd.Normal(0.5, 2.0)
     kl = np.mean(tfd.Normal(q.mean(), q.stddev()).kl_divergence(p), axis=0)
     minimum = float(np.mean(kl))  # between the groups, or equal to them
@@ -151,8 +137,8 @@ def test_exact_kl_by_entry_of_independent_gaussians(kit, make, prior):
         ({}, np.sum(kl)),
         ({'free_bits': minimum, 'free_bits_axis': -1}, np.sum(np.maximum(kl, minimum))),
     ):
-        layer = Diagonal(prior=prior, **arguments)
-        layer(inputs)
+        layer = layer_of(make, prior=prior, **arguments)
+        layer(INPUTS[:2])
         np.testing.assert_allclose(sum(layer.losses), expected, rtol=1e-5)
 
 
@@ -163,19 +149,15 @@ def test_entries_of_nested_samples():
     np.testing.assert_array_equal(entries.mean()[:, 0, 0, 0], [0.0, 1.0, 2.0, 3.0])
 
 
-@each_kit
-def test_iaf_sampling_is_one(kit):
-    assert isinstance(kit.layer(), kit.PosteriorSampling)
+# Samples and weights
 
 
-@each_kit
-def test_every_row_has_its_noise_where_the_base_has_no_batch(kit):
-    class Moved(kit.PosteriorSampling):
-        def posterior(self, z_mean, z_log_var, context=None):
-            base = tfd.Independent(tfd.Normal(tf.zeros([LATENT]), 1.0), 1)
-            return tfd.TransformedDistribution(base, tfb.Chain([tfb.Shift(z_mean), tfb.Scale(tf.exp(0.5 * z_log_var))]))
+def test_every_row_has_its_noise_where_the_base_has_no_batch():
+    def moved(mean, scale, context):
+        base = tfd.Independent(tfd.Normal(tf.zeros([LATENT]), 1.0), 1)
+        return tfd.TransformedDistribution(base, tfb.Chain([tfb.Shift(mean), tfb.Scale(scale)]))
 
-    layer = Moved()
+    layer = layer_of(moved)
     layer.build([(None, LATENT)] * 2)
     call = tf.function(layer, input_signature=[[tf.TensorSpec([None, LATENT])] * 2])
     for rows in (6, 0):
@@ -183,146 +165,200 @@ def test_every_row_has_its_noise_where_the_base_has_no_batch(kit):
         assert (z.shape, log_q.shape) == ((rows, LATENT), (rows,)) and len(np.unique(z[:, 0])) == rows
 
 
-@each_compiled_kit
-def test_fit(kit, jit_compile):
-    model = make_model(kit, WITH_LAYER)
-    model.compile(kit.keras.optimizers.Adam(0.01), {'x': 'mse'}, jit_compile=jit_compile)
-    own = {id(weight) for weight in flow_of(model).trainable_weights}
-    assert len(own) == 2
-    assert own <= {id(weight) for weight in model.trainable_weights}
-    before = [weight.numpy() for weight in model.trainable_weights]
-    history = model.fit(data(), {'x': data()}, batch_size=6, verbose=0, callbacks=[kit.KLWarmup(4)]).history
-    assert np.all(np.isfinite(history['loss'])) and np.all(np.isfinite(history['flow_kl']))
-    assert all(np.any(w.numpy() != b) for w, b in zip(model.trainable_weights, before, strict=True))
+def test_one_evaluation_of_each_network(network_calls):
+    networks = [tfp_iaf.MaskedAutoregressiveNetwork(LATENT, (8,), seed=seed) for seed in range(2)]
+
+    def steps(mean, scale, context):
+        chain = tfb.Chain([tfp_iaf.InverseAutoregressiveFlow(network) for network in networks])
+        return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(mean, scale), chain)
+
+    layer = layer_of(steps)
+    layer(INPUTS)
+    network_calls.clear()
+    layer(INPUTS)
+    assert len(network_calls) == len(set(network_calls)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize('built_by', ['fit', 'call'])
 @each_kit
-@pytest.mark.parametrize('path', ['model.keras', 'model.h5', 'model'])
-def test_model_comes_back(kit, path, tmp_path):
-    model = make_model(kit, WITH_LAYER, free_bits=0.25, kl_weight=0.5, seed=3)
-    if kit is K2 or path == 'model.keras':
-        model.save(tmp_path / path)
-        loaded = kit.keras.models.load_model(tmp_path / path)
-    else:  # the formats of Keras 3 for weights alone
-        loaded = make_model(kit, WITH_LAYER, free_bits=0.25, kl_weight=0.5, seed=3)
-        if path == 'model':
-            written = tf.train.Checkpoint(model=model).write(str(tmp_path / path))
-            tf.train.Checkpoint(model=loaded).read(written)
-        else:
-            model.save_weights(tmp_path / 'model.weights.h5')
-            loaded.load_weights(tmp_path / 'model.weights.h5')
-    assert type(flow_of(loaded)) is WITH_LAYER[kit]
-    assert flow_of(loaded).get_config() == flow_of(model).get_config()
-    assert_equal(loaded(data()), model(data()))
-
-
-@each_kit
-def test_subclassed_model_makes_the_weights_before_it_trains(kit):
-    class Model(kit.keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.heads = [kit.keras.layers.Dense(size) for size in (LATENT, LATENT, SIZE)]
-            self.flow = WITH_LAYER[kit]()
-
-        def call(self, x):
-            return self.flow([head(x) for head in self.heads])[0]
-
-    model = Model()
-    model.compile('adam', 'mse', run_eagerly=True)
-    model.fit(data(), data()[:, :LATENT], verbose=0)
-    assert len(model.flow.trainable_weights) == 2 and len(model.trainable_weights) == 8
-
-
-@each_kit
-def test_weights_made_in_build(kit):
+def test_weights_of_layers_and_of_its_own_are_made_before_training(kit, built_by):
     class Scaled(kit.PosteriorSampling):
+        def __init__(self):
+            super().__init__(name='flow')
+            self.scale = kit.keras.layers.Dense(LATENT)
+
         def build(self, input_shape):
             self.log_scale = self.add_weight(name='log_scale', shape=[LATENT], initializer='zeros')
             super().build(input_shape)
 
         def posterior(self, z_mean, z_log_var, context=None):
-            return tfd.MultivariateNormalDiag(z_mean, tf.exp(tf.convert_to_tensor(self.log_scale) + 0.5 * z_log_var))
+            log_scale = tf.convert_to_tensor(self.log_scale) + self.scale(context) + 0.5 * z_log_var
+            return tfd.MultivariateNormalDiag(z_mean, tf.exp(log_scale))
 
-    layer = Scaled()
-    with tf.GradientTape() as tape:
-        layer(inputs_of()[:2])
-        loss = sum(layer.losses)
-    assert np.all(tape.gradient(loss, layer.trainable_weights)[0] != 0)
+    class Model(kit.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flow = Scaled()
+
+        def call(self, x):
+            return tf.pad(self.flow([x[:, :LATENT], x[:, -LATENT:], x])[0], [[0, 0], [0, FEATURES - LATENT]])
+
+    model = Model()
+    if built_by == 'call':
+        model(data())
+    model.compile('adam', 'mse', run_eagerly=True)
+    model.fit(data(), data(), verbose=0)
+    assert len(model.flow.trainable_weights) == len(model.trainable_weights) == 3
+    before = values_of(model.trainable_weights)
+    history = model.fit(data(), data(), verbose=0, callbacks=[kit.KLWarmup(4)]).history
+    assert_all_changed(model.trainable_weights, before)
+    assert np.all(np.isfinite(history['loss'])) and np.all(np.isfinite(history['flow_kl']))
 
 
-@each_kit
+# Planar, radial and Sylvester flows
+
+LAYERS = {
+    'planar': K3.PlanarSampling,
+    'radial': K3.RadialSampling,
+    'orthogonal': K3.SylvesterSampling,
+    'householder': lambda *args, **kwargs: K3.SylvesterSampling(*args, kind='householder', num_vectors=2, **kwargs),
+    'triangular': lambda *args, **kwargs: K3.SylvesterSampling(*args, kind='triangular', **kwargs),
+}
+each_layer = pytest.mark.parametrize('make', LAYERS.values(), ids=LAYERS)
+
+
+def perturbed(layer, inputs):
+    """A layer away from its start, where it is the identity."""
+    layer(inputs)
+    for weight in layer.trainable_weights:
+        weight.assign(weight + 0.3 * normal(weight.shape, tf.float32, seed=7))
+    return layer
+
+
+@each_layer
+def test_starts_near_the_gaussian_and_its_kl(make):
+    layer, inputs = make(8), inputs_of(400)
+    z, _ = layer(inputs)
+    z_0 = layer.posterior(*inputs).bijector.inverse(tf.identity(z))
+    assert np.sqrt(np.mean((z - z_0) ** 2)) < 0.5
+    base = tfd.MultivariateNormalDiag(inputs[0], tf.exp(0.5 * inputs[1]))
+    np.testing.assert_allclose(sum(layer.losses), np.mean(base.kl_divergence(STANDARD_NORMAL)), rtol=0.2)
+
+
+@each_layer
+def test_kl_has_the_control_variate(make):
+    inputs = inputs_of(20000)
+    layer = perturbed(make(2), inputs)
+    z, log_q = layer(inputs)
+    plain = log_q - STANDARD_NORMAL.log_prob(z)
+    assert np.std(plain) > 0.1
+    np.testing.assert_allclose(sum(layer.losses), np.mean(plain), rtol=0.03)
+    np.testing.assert_allclose(layer.posterior(*inputs).log_prob(tf.identity(z)), log_q, rtol=1e-2, atol=1e-2)
+
+
+@each_layer
+def test_parameters_are_those_of_the_row(make):
+    layer, z = perturbed(make(2), INPUTS), normal([5, LATENT], tf.float32, seed=9)
+    log_q = layer.posterior(*INPUTS).log_prob(z)
+    of_rows = [layer.posterior(*(value[i : i + 1] for value in INPUTS)).log_prob(z[i : i + 1])[0] for i in range(5)]
+    np.testing.assert_allclose(log_q, of_rows, rtol=1e-4)
+    of_another_context = layer.posterior(*INPUTS[:2], INPUTS[2] + 1.0).log_prob(z)
+    assert np.all(np.abs(of_another_context - log_q) > 1e-6)
+
+
+@each_layer
+def test_feature_maps_and_contexts_of_any_shape(make):
+    layer, inputs = make(2, seed=1), [normal([5, 2, size], tf.float32, seed) for seed, size in enumerate((3, 3, 2))]
+    z, log_q = layer(inputs)
+    assert z.shape == (5, 2, 3) and log_q.shape == (5,)
+    q = layer.posterior(*inputs)
+    assert q.sample(7).shape == (7, 5, 2, 3)
+    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@each_compiled_kit
+def test_fit_changes_every_weight(kit, jit_compile):
+    model = built(kit.vae(kit.SylvesterSampling(1, name='flow')))
+    assert len(flow_of(model).trainable_weights) == 2
+    before = values_of(model.trainable_weights)
+    train(model, kit=kit, jit_compile=jit_compile)
+    assert_all_changed(model.trainable_weights, before)
+
+
+@pytest.mark.slow
+def test_checkpoint_of_a_model_that_fit_has_built_symbolically(tmp_path):
+    class Encoder(K3.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.log_var = K3.keras.layers.Dense(LATENT), K3.keras.layers.Dense(LATENT)
+            self.flow = K3.PlanarSampling(2)
+
+        def call(self, x):
+            return self.flow([self.mean(x), self.log_var(x), x])[0]
+
+    models = [Encoder(), Encoder()]
+    for model in models:
+        model.compile('adam', 'mse', run_eagerly=True)
+        model.fit(data(), data()[:, :LATENT], verbose=0)
+    path = tf.train.Checkpoint(model=models[0]).write(str(tmp_path / 'checkpoint'))
+    tf.train.Checkpoint(model=models[1]).read(path).expect_partial()
+    assert_equal(values_of(models[1].trainable_weights), values_of(models[0].trainable_weights))
+
+
+def test_without_steps_or_context():
+    inputs = INPUTS[:2]
+    z, log_q = K3.PlanarSampling(0)(inputs)
+    expected = tfd.MultivariateNormalDiag(inputs[0], tf.exp(0.5 * inputs[1])).log_prob(z)
+    np.testing.assert_allclose(log_q, expected, rtol=1e-5)
+    layer = K3.PlanarSampling(2, dtype='mixed_float16')
+    z, log_q = layer([tf.cast(value, tf.float16) for value in inputs])
+    assert z.dtype == log_q.dtype == tf.float32
+    assert len(layer.trainable_weights) == 1
+
+
+# Errors
+
+
 @pytest.mark.parametrize(
     ('posterior', 'error', 'parts'),
     [
-        (lambda m, s: m, TypeError, ['posterior: returned', 'expected a tfd.Distribution']),
-        (lambda m, s: tfd.Normal(m, tf.exp(s)), ValueError, ['posterior', 'batch_shape=[1, 2]', 'event shape [2]']),
-        (lambda m, s: tfd.MultivariateNormalDiag(tf.zeros([2])), ValueError, ['posterior', 'batch_shape=[]', 'rows']),
+        (lambda m, s, _: m, TypeError, ['posterior: returned', 'expected a tfd.Distribution']),
+        (lambda m, s, _: tfd.Normal(m, s), ValueError, ['posterior', 'batch_shape=[1, 2]', 'event shape [2]']),
+        (lambda m, s, _: tfd.MultivariateNormalDiag(tf.zeros([2])), ValueError, ['batch_shape=[]', 'rows']),
         (
-            lambda m, s: tfd.MultivariateNormalDiag(tf.cast(m, tf.float64)),
+            lambda m, s, _: tfd.MultivariateNormalDiag(tf.cast(m, tf.float64)),
             TypeError,
             ['posterior', 'float64', 'float32', 'Cast'],
         ),
-        (
-            lambda m, s: tfd.Independent(tfd.Poisson(log_rate=m), 1),
-            ValueError,
-            ['posterior', 'Poisson', 'reparameterized'],
-        ),
+        (lambda m, s, _: tfd.Independent(tfd.Poisson(log_rate=m), 1), ValueError, ['Poisson', 'reparameterized']),
     ],
     ids=['tensor', 'entries', 'no_batch', 'dtype', 'discrete'],
 )
-def test_posterior_that_does_not_fit(kit, posterior, error, parts):
-    class Wrong(kit.PosteriorSampling):
-        def posterior(self, z_mean, z_log_var, context=None):
-            return posterior(z_mean, z_log_var)
-
+def test_posterior_that_does_not_fit(posterior, error, parts):
     with raises(error, *parts):
-        Wrong()(inputs_of()[:2])
+        layer_of(posterior)(INPUTS)
 
 
-@each_kit
-def test_without_a_posterior(kit):
+def test_posterior_that_is_not_defined():
     with raises(NotImplementedError, 'PosteriorSampling', 'define posterior(self, z_mean, z_log_var, context=None)'):
-        kit.PosteriorSampling()(inputs_of()[:2])
+        K3.PosteriorSampling()(INPUTS)
 
 
-@each_kit
-def test_groups_of_free_bits_of_a_posterior_that_has_no_kl_by_entry(kit):
-    for classes in (FULL, SHIFTED):
-        with raises(ValueError, 'free_bits_axis', '-1', 'not known by entry', 'Leave it out'):
-            classes[kit](free_bits=0.1, free_bits_axis=-1)(inputs_of())
+@pytest.mark.parametrize('posterior', [full_covariance, flow_of_another_make])
+def test_groups_of_free_bits_of_a_posterior_that_has_no_kl_by_entry(posterior):
+    with raises(ValueError, 'free_bits_axis', '-1', 'not known by entry', 'Leave it out'):
+        layer_of(posterior, free_bits=0.1, free_bits_axis=-1)(INPUTS)
 
 
-@each_kit
-def test_a_flow_of_feature_maps_with_an_event_of_two_axes(kit):
-    class Maps(kit.PosteriorSampling):
-        """A planar map of every channel on its own, without log-derivatives by entry."""
-
-        def posterior(self, z_mean, z_log_var, context=None):
-            base = tfd.Independent(tfd.Normal(z_mean, tf.exp(0.5 * z_log_var)), 2)
-            return tfd.TransformedDistribution(base, tfb.Scale(2.0))
-
-    layer = Maps()
-    z_mean = normal([5, 3, 2], tf.float32)
-    z, _ = layer([z_mean, tf.zeros([5, 3, 2])])
-    z_0 = z / 2
-    p = tfd.Independent(tfd.Normal(tf.zeros([3, 2]), 1.0), 2)
-    expected = 0.5 * tf.reduce_sum(z_mean**2, axis=[1, 2]) - 6 * np.log(2) - p.log_prob(z) + p.log_prob(z_0)
-    np.testing.assert_allclose(sum(layer.losses), np.mean(expected), rtol=1e-4)
-
-
-@each_kit
-def test_one_evaluation_of_each_network(kit, network_calls):
-    networks = [tfp_iaf.MaskedAutoregressiveNetwork(LATENT, (8,), seed=seed) for seed in range(2)]
-
-    class Steps(kit.PosteriorSampling):
-        def posterior(self, z_mean, z_log_var, context=None):
-            base = tfd.MultivariateNormalDiag(z_mean, tf.exp(0.5 * z_log_var))
-            steps = [tfp_iaf.InverseAutoregressiveFlow(network) for network in networks]
-            return tfd.TransformedDistribution(base, tfb.Chain(steps))
-
-    layer = Steps()
-    layer(inputs_of()[:2])
-    network_calls.clear()
-    layer(inputs_of()[:2])
-    assert len(network_calls) == len(set(network_calls)) == 2
+def test_wrong_arguments_of_flows():
+    with raises(ValueError, 'kind', "'qr'"):
+        K3.SylvesterSampling(kind='qr')
+    with raises(ValueError, 'num_vectors', '3', 'triangular'):
+        K3.SylvesterSampling(kind='triangular', num_vectors=3)
+    with raises(ValueError, 'num_vectors', '3', 'at most 2'):
+        K3.SylvesterSampling(num_vectors=3)(INPUTS)
+    with raises(ValueError, 'num_flows', '-1'):
+        K3.PlanarSampling(-1)
+    with raises(ValueError, 'free_bits_axis', 'not known by'):
+        K3.PlanarSampling(free_bits=0.1, free_bits_axis=-1)(INPUTS)

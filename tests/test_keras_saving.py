@@ -1,154 +1,49 @@
-"""Saving and loading of Keras 3 models with the layer."""
+"""Saving and loading of models with the layers, in every format of either Keras, configs, and cloning."""
 
 import dataclasses
+import functools
 import json
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from tests.flows import raises, tfb, tfd
 from tests.keras_models import (
     CONTEXT,
+    FEATURES,
+    K2,
     K3,
     LATENT,
-    SubclassedModel,
+    assert_all_changed,
     assert_equal,
     built,
     data,
+    each_kit,
     fit,
     flow_of,
-    flow_variables,
     log_laplace,
     log_q_of_a_fixed_point,
     narrow_at_first,
-    parameters_of,
-    point,
+    registered,
     train,
+    values_of,
 )
 from tfp_iaf import transforms
-from tfp_iaf.keras import IAFSampling
-
-functional_model = K3.functional_model
-each_model = pytest.mark.parametrize('make', [functional_model, SubclassedModel], ids=['functional', 'subclassed'])
 
 
-@keras.saving.register_keras_serializable(package='tests')
+@registered
 def cubed(x):
     return x**3
 
 
-@keras.saving.register_keras_serializable(package='tests')
+@registered
 def shifted(params):
     return tfb.Shift(params[..., 0])
 
 
-@each_model
-def test_keras_file_brings_everything_back(make, tmp_path):
-    model = built(make())
-    train(model, epochs=1, rows=5)
-    model.save(tmp_path / 'model.keras')
-    loaded = keras.models.load_model(tmp_path / 'model.keras')
-    np.testing.assert_array_equal(log_q_of_a_fixed_point(loaded), log_q_of_a_fixed_point(model))
-    for a, b in zip(loaded.trainable_weights, model.trainable_weights, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
-    before = flow_variables(loaded)[0].numpy()
-    loaded.run_eagerly = True
-    fit(loaded, epochs=1, rows=5)
-    assert np.any(flow_variables(loaded)[0].numpy() != before), 'a loaded model continues training'
-
-
-@each_model
-def test_weights_file_brings_everything_back(make, tmp_path):
-    model, other = built(make()), built(make())
-    assert np.all(log_q_of_a_fixed_point(other) != log_q_of_a_fixed_point(model))
-    model.save_weights(tmp_path / 'model.weights.h5')
-    other.load_weights(tmp_path / 'model.weights.h5')
-    np.testing.assert_array_equal(log_q_of_a_fixed_point(other), log_q_of_a_fixed_point(model))
-
-
-@each_model
-def test_checkpoint_brings_everything_back(make, tmp_path):
-    model, other = built(make()), built(make())
-    path = tf.train.Checkpoint(model=model).write(str(tmp_path / 'checkpoint'))
-    assert np.all(log_q_of_a_fixed_point(other) != log_q_of_a_fixed_point(model))
-    tf.train.Checkpoint(model=other).read(path).expect_partial()
-    np.testing.assert_array_equal(log_q_of_a_fixed_point(other), log_q_of_a_fixed_point(model))
-
-
-@each_model
-def test_exported_model_samples_from_the_same_posterior(make, tmp_path):
-    model = built(make())
-    model.export(str(tmp_path), verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path))
-    result = loaded.serve(data())
-    expected = flow_of(model).posterior(*parameters_of(model)).log_prob(tf.identity(result['z']))
-    np.testing.assert_allclose(result['log_q'], expected, rtol=1e-4, atol=1e-4)
-    assert np.all(loaded.serve(data())['z'] != result['z']), 'every call has its own noise'
-
-
-def test_exported_density_is_the_same(tmp_path):
-    model = built(functional_model(num_flows=1))
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        'log_q',
-        lambda *tensors: flow_of(model).posterior(*tensors[:3]).log_prob(tensors[3]),
-        input_signature=[tf.TensorSpec([None, size]) for size in (LATENT, LATENT, CONTEXT, LATENT)],
-    )
-    archive.write_out(str(tmp_path), verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path))
-    np.testing.assert_allclose(loaded.log_q(*point()), log_q_of_a_fixed_point(model), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    'arguments',
-    [
-        {},
-        {'num_flows': 3, 'hidden_units': [4, 5], 'transform': 'affine', 'seed': 3, 'kl_weight': 0.1},
-        {
-            'transform': transforms.Affine(2.0),
-            'alternate_order': False,
-            'inverse': 'fixed_point',
-            'activation': 'tanh',
-            'name': 'mine',
-        },
-        {'transform': transforms.Gated(1.0), 'activation': keras.activations.silu, 'dtype': 'float64'},
-        {'transform': transforms.RationalQuadraticSpline(num_bins=4, bound=3.0)},
-        {'transform': transforms.ScalarBijector(shifted, params=1)},
-        {'activation': cubed, 'kl_weight': 1, 'free_bits': 0.5, 'prior': log_laplace},
-        {'activation': 'mish', 'seed': np.int64(3), 'network': narrow_at_first},
-    ],
-    ids=['default', 'names', 'objects', 'callable', 'spline', 'bijector', 'registered', 'of_keras'],
-)
-def test_config_makes_an_equal_layer(arguments):
-    first = IAFSampling(**arguments)
-    second = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(first))
-    assert second.get_config() == first.get_config()
-    json.dumps(first.get_config())
-    assert second.transform == first.transform
-    for name, value in arguments.items():
-        if name in (
-            'num_flows',
-            'alternate_order',
-            'network',
-            'inverse',
-            'seed',
-            'name',
-            'activation',
-            'free_bits',
-            'prior',
-        ):
-            assert getattr(second, name) == value
-
-
-def test_config_survives_json():
-    config = IAFSampling(transform=transforms.Affine(2.0)).get_config()
-    assert IAFSampling.from_config(json.loads(json.dumps(config))).transform == transforms.Affine(2.0)
-
-
-@keras.saving.register_keras_serializable(package='tests')
+@registered
 @dataclasses.dataclass(frozen=True)
 class Doubled(transforms.Affine):
     """A transform of a user's own."""
@@ -156,56 +51,227 @@ class Doubled(transforms.Affine):
     factor: float = 2.0
 
 
-def test_own_transform_and_network_come_back_from_a_file(tmp_path):
-    inputs = [keras.Input([3]), keras.Input([3])]
-    layer = IAFSampling(2, (8,), transform=Doubled(factor=3.0), network=narrow_at_first)
-    keras.Model(inputs, layer(inputs)).save(tmp_path / 'model.keras')
-    loaded = keras.models.load_model(tmp_path / 'model.keras')
-    assert loaded.layers[-1].transform == Doubled(factor=3.0)
-    np.testing.assert_array_equal(loaded.layers[-1].weights[0], layer.weights[0])
-    assert loaded.layers[-1].weights[0].shape == (3, 5)
+def _classes(kit):
+    register = kit.keras.saving.register_keras_serializable(package='tests')
+
+    @register
+    class OwnPosterior(kit.PosteriorSampling):
+        """A Gaussian whose scale comes from a layer of its own."""
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.scale = kit.keras.layers.Dense(LATENT)
+
+        def posterior(self, z_mean, z_log_var, context=None):
+            return tfd.MultivariateNormalDiag(z_mean, tf.exp(self.scale(context)))
+
+    @register
+    class LearnedPrior(kit.keras.layers.Layer):
+        """Normal, with a mean that a sublayer holds."""
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.mean = kit.keras.layers.Dense(LATENT)
+
+        def call(self, z):
+            return -0.5 * tf.reduce_sum((z - self.mean(tf.ones_like(z))) ** 2, axis=-1)
+
+    @register
+    class Density(kit.keras.Model):
+        """y given x, with a factory of distributions as an attribute."""
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.loc, self.context = kit.keras.layers.Dense(LATENT), kit.keras.layers.Dense(CONTEXT)
+            self.flow = kit.IAFPosterior(LATENT, 1, (8,), context_shape=CONTEXT, name='flow')
+
+        def call(self, x):
+            loc = self.loc(x)
+            q = self.flow(loc, tf.ones_like(loc), self.context(x))
+            return {'x': tf.pad(q.sample(seed=[0, 1]), [[0, 0], [0, FEATURES - LATENT]])}
+
+    return {'own_posterior': OwnPosterior, 'learned_prior': LearnedPrior, 'density': Density}
 
 
-def test_clone():
-    model = functional_model(activation=cubed, free_bits=0.2, prior=log_laplace)
+CLASSES = {kit.keras: _classes(kit) for kit in (K3, K2)}
+
+
+def _of_feature_maps(kit):
+    layers = kit.keras.layers
+    inputs = kit.keras.Input([FEATURES])
+    maps = [layers.Reshape([2, 1, size])(layers.Dense(2 * size)(inputs)) for size in (2, 2, 3)]
+    z, _ = kit.IAFSampling(2, filters=(5, 4), name='flow')(maps)
+    return kit.keras.Model(inputs, {'x': layers.Dense(FEATURES, name='x')(layers.Flatten()(z))})
+
+
+MODELS = {
+    'functional': lambda kit: kit.functional_model(
+        activation=cubed, transform=Doubled(0.5, factor=3.0), free_bits=0.1, network=narrow_at_first, seed=3
+    ),
+    'subclassed': lambda kit: kit.subclassed_model(),
+    'own_posterior': lambda kit: kit.vae(CLASSES[kit.keras]['own_posterior'](name='flow'), prior_at_the_call=True),
+    'prior_function': lambda kit: kit.functional_model(num_flows=0, prior=log_laplace),
+    'prior_layer': lambda kit: kit.functional_model(num_flows=0, prior=CLASSES[kit.keras]['learned_prior']()),
+    'feature_maps': _of_feature_maps,
+    'planar': lambda kit: kit.vae(kit.PlanarSampling(1, name='flow')),
+    'sylvester': lambda kit: kit.vae(kit.SylvesterSampling(1, 'orthogonal', 1, name='flow')),
+    'distributions': lambda kit: CLASSES[kit.keras]['density'](),
+}
+WHOLE = ('model.keras', 'model.h5', 'model')
+
+
+def formats(kit, name):
+    """The file names of all formats that can hold the model."""
+    found = ['model.keras', 'model.weights.h5', 'checkpoint']
+    if kit is K2:
+        found.append('weights.h5')
+        found += {'functional': ['model.h5'], 'own_posterior': ['model.h5', 'model']}.get(name, [])
+    return found
+
+
+def save(model, path):
+    if path.name in WHOLE:
+        model.save(path)
+    elif path.name == 'checkpoint':
+        tf.train.Checkpoint(model=model).write(str(path))
+    else:
+        model.save_weights(path)
+
+
+def load(kit, path, other):
+    """The model in a file; where it has weights alone, the other model with these."""
+    if path.name in WHOLE:
+        return kit.keras.models.load_model(path)
+    other.set_weights([np.zeros_like(value) for value in other.get_weights()])
+    if path.name == 'checkpoint':
+        tf.train.Checkpoint(model=other).read(str(path)).expect_partial()
+    else:
+        other.load_weights(path)
+    return other
+
+
+def config_of(model):
+    """Without the prior: a layer in it may have another name."""
+    return {key: value for key, value in flow_of(model).get_config().items() if key != 'prior'}
+
+
+@pytest.mark.slow
+@each_kit
+@pytest.mark.parametrize('name', MODELS)
+def test_every_format_brings_everything_back(kit, name, tmp_path):
+    """All weights, the config, the full weight of the KL term, the prior in it, and the state of the seed."""
+    model, other = (built(MODELS[name](kit)) for _ in range(2))
+    before = values_of(flow_of(model).trainable_weights)
+    train(model, kit=kit)
+    assert_all_changed(flow_of(model).trainable_weights, before)
+    if name != 'distributions':
+        flow_of(model).kl_weight.assign(0.125)
+    paths = [tmp_path / each for each in formats(kit, name)]
+    for path in paths:
+        save(model, path)
+    expected = [model(data()), model.losses]
+    for path in paths:
+        loaded = load(kit, path, other)
+        assert type(flow_of(loaded)) is type(flow_of(model)), path
+        assert config_of(loaded) == config_of(model), path
+        assert_equal(values_of(loaded.trainable_weights), values_of(model.trainable_weights))
+        assert_equal([loaded(data()), loaded.losses], expected)
+        if path.name in WHOLE and name in ('functional', 'distributions'):
+            before = values_of(flow_of(loaded).trainable_weights)
+            loaded.run_eagerly = True
+            fit(loaded)
+            assert np.any(flow_of(loaded).trainable_weights[0] != before[0]), f'{path} continues training'
+
+
+@pytest.mark.slow
+@each_kit
+def test_served_model_samples_from_the_same_posterior(kit, tmp_path):
+    model = kit.functional_model(num_flows=1)
+    save = functools.partial(model.export, verbose=False) if kit is K3 else model.save
+    save(str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    serve = loaded.serve if kit is K3 else loaded.signatures['serving_default']
+    results = [tf.nest.flatten(serve(tf.constant(data()))) for _ in range(2)]
+    by_shape = [{tuple(value.shape): value for value in each} for each in results]  # tf_keras has names of its own
+    z, log_q = by_shape[0][len(data()), LATENT], by_shape[0][len(data()),]
+    encoder = kit.keras.Model(model.input, flow_of(model).input)
+    expected = flow_of(model).posterior(*encoder(data())).log_prob(tf.identity(z))
+    np.testing.assert_allclose(log_q, expected, rtol=1e-4, atol=1e-4)
+    assert np.all(by_shape[1][len(data()), LATENT] != z), 'every call has its own noise'
+
+
+@pytest.mark.slow
+def test_two_layers_in_one_part_of_an_h5_file(tmp_path):
+    def model():
+        inputs = [tf_keras.Input([LATENT]) for _ in range(2)]
+        part = tf_keras.Model(inputs, K2.layer()([K2.layer()(inputs)[0]] * 2)[0])
+        return tf_keras.Model(inputs, part(inputs))
+
+    first, second = model(), model()
+    first.save_weights(tmp_path / 'model.h5')
+    second.load_weights(tmp_path / 'model.h5')
+    assert_equal(second.get_weights(), first.get_weights())
+
+
+# Configs
+
+
+@each_kit
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'num_flows': 3, 'hidden_units': [4, 5], 'transform': 'affine', 'seed': np.int64(3), 'kl_weight': 0.1},
+        {'transform': transforms.Gated(1.0), 'alternate_order': False, 'inverse': 'fixed_point', 'name': 'mine'},
+        {'transform': transforms.RationalQuadraticSpline(num_bins=4), 'dtype': 'float64', 'activation': 'mish'},
+        {'transform': transforms.ScalarBijector(shifted, params=1), 'filters': (5, 4), 'free_bits_axis': [1, -1]},
+        {'transform': Doubled(0.5), 'activation': cubed, 'prior': log_laplace, 'network': narrow_at_first},
+    ],
+    ids=['default', 'names', 'gated', 'spline', 'bijector', 'functions'],
+)
+def test_config_makes_an_equal_layer(kit, arguments):
+    first = kit.IAFSampling(**arguments, **({'free_bits': 0.5} if 'free_bits_axis' in arguments else {}))
+    second = kit.IAFSampling.from_config(json.loads(json.dumps(first.get_config())))
+    assert second.get_config() == first.get_config()
+    assert second.transform == first.transform
+    assert second.free_bits_axis == first.free_bits_axis
+    for name in {'activation', 'filters', 'network', 'prior', 'seed'} & set(arguments):
+        assert getattr(second, name) == arguments[name], name
+
+
+@each_kit
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'event_shape': 3},
+        {'event_shape': [2, 3, 2], 'filters': [5], 'context_shape': [2, 3, 4], 'seed': 2, 'name': 'mine'},
+        {'event_shape': (4,), 'transform': Doubled(2.0), 'activation': 'mish', 'dtype': 'float64', 'num_flows': 1},
+    ],
+    ids=['default', 'filters', 'objects'],
+)
+def test_config_makes_an_equal_factory_of_distributions(kit, arguments):
+    first = kit.IAFPosterior(**arguments)
+    second = kit.IAFPosterior.from_config(json.loads(json.dumps(first.get_config())))
+    assert second.get_config() == first.get_config()
+    assert second.transform == first.transform
+    assert [v.shape for v in second.flow.variables] == [v.shape for v in first.flow.variables]
+
+
+@each_kit
+def test_clone(kit):
+    model = kit.vae(kit.layer(1, name='flow', activation=cubed, free_bits=0.2), prior_at_the_call=True)
     flow_of(model).kl_weight.assign(0.1)
-    clone = keras.models.clone_model(model)
+    clone = kit.keras.models.clone_model(model)
     assert flow_of(clone).get_config() == flow_of(model).get_config()
-    assert flow_of(clone).kl_weight.numpy() == 0.5
+    assert flow_of(clone).kl_weight.numpy() == 1.0
     clone.set_weights(model.get_weights())
     np.testing.assert_array_equal(log_q_of_a_fixed_point(clone), log_q_of_a_fixed_point(model))
 
 
-def test_weight_of_the_kl_comes_back(tmp_path):
-    model = functional_model()
-    flow_of(model).kl_weight.assign(0.125)
-    model.save(tmp_path / 'model.keras')
-    model.save_weights(tmp_path / 'model.weights.h5')
-    path = tf.train.Checkpoint(model=model).write(str(tmp_path / 'checkpoint'))
-    first, second, third = keras.models.load_model(tmp_path / 'model.keras'), functional_model(), functional_model()
-    second.load_weights(tmp_path / 'model.weights.h5')
-    tf.train.Checkpoint(model=third).read(path).expect_partial()
-    for other in (first, second, third):
-        assert flow_of(other).kl_weight.numpy() == 0.125
-        assert flow_of(other).get_config()['kl_weight'] == 0.5
-
-
-def test_samples_go_on_where_they_were(tmp_path):
-    model = functional_model()
-    model(data())
-    model.save(tmp_path / 'model.keras')
-    model.save_weights(tmp_path / 'model.weights.h5')
-    path = tf.train.Checkpoint(model=model).write(str(tmp_path / 'checkpoint'))
-    first, second, third = keras.models.load_model(tmp_path / 'model.keras'), functional_model(), functional_model()
-    second.load_weights(tmp_path / 'model.weights.h5')
-    tf.train.Checkpoint(model=third).read(path).expect_partial()
-    expected = model(data())
-    for other in (first, second, third):
-        assert_equal(other(data()), expected)
-
-
-def test_distribution_as_the_prior_has_no_config(tmp_path):
-    model = functional_model(prior=tfd.Laplace(0.0, 1.0))
-    with raises(NotImplementedError, 'prior', 'Laplace', 'keras.saving.register_keras_serializable', 'layer'):
+@each_kit
+def test_distribution_as_the_prior_has_no_config(kit, tmp_path):
+    model = kit.functional_model(prior=tfd.Laplace(0.0, 1.0))
+    register = f'{kit.keras.__name__}.saving.register_keras_serializable'
+    with raises(NotImplementedError, 'prior', 'Laplace', register, 'layer'):
         model.save(tmp_path / 'model.keras')
     model.save_weights(tmp_path / 'model.weights.h5')

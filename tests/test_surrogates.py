@@ -44,90 +44,76 @@ def coroutine():
     yield tfd.CholeskyLKJ(3, np.float64(2.0), name='cholesky')
 
 
-MODELS = {
-    'coroutine': lambda: tfd.JointDistributionCoroutineAutoBatched(coroutine),
-    'sequential': lambda: tfd.JointDistributionSequential(
-        [
-            tfd.HalfNormal(np.float64(2.0)),
-            lambda scale: tfd.Sample(tfd.Normal(np.float64(0.0), scale), 3),
-            tfd.CholeskyLKJ(3, np.float64(2.0)),
-        ]
-    ),
-    'named': lambda: tfd.JointDistributionNamed(
+def named():
+    return tfd.JointDistributionNamed(
         {
             'scale': tfd.HalfNormal(np.float64(2.0)),
             'x': lambda scale: tfd.Sample(tfd.Normal(np.float64(0.0), scale), 3),
             # Its support depends on another part.
             'upto': lambda scale: tfd.Uniform(np.float64(0.0), scale),
         }
-    ),
+    )
+
+
+MODELS = {
+    'coroutine': lambda: tfd.JointDistributionCoroutineAutoBatched(coroutine),
+    'named': named,
     'distribution': lambda: tfd.CholeskyLKJ(3, np.float64(2.0)),
     # Whose bijector, in TFP 0.25, does not run with every NumPy.
     'simplex': lambda: tfd.Dirichlet(np.full(3, 2.0)),
 }
-each_model = pytest.mark.parametrize('model', MODELS.values(), ids=MODELS)
 
 
-@each_model
-def test_events_have_the_structure_and_the_support_of_the_model(model):
-    model = model()
+@pytest.mark.parametrize(
+    ('name', 'mode'),
+    [
+        *((name, 'eager') for name in MODELS),
+        pytest.param('named', 'graph', marks=pytest.mark.slow),
+        pytest.param('named', 'xla', marks=pytest.mark.slow),
+    ],
+)
+def test_events_are_those_of_the_model_from_one_pass_of_each_network(name, mode, network_calls, inversions):
+    model = MODELS[name]()
     q = surrogate(model.event_shape_tensor(), model.experimental_default_event_space_bijector())
-    z, log_q = q.experimental_sample_and_log_prob(5, seed=SEED)
-    tf.nest.assert_same_structure(z, model.sample())
-    assert tf.nest.map_structure(np.shape, z) == tf.nest.map_structure(np.shape, model.sample(5))
-    assert np.all(np.isfinite(model.log_prob(z)))
-    np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
+
+    def jointly():
+        return q.experimental_sample_and_log_prob(5, seed=SEED)
+
+    def sample_then_log_prob():
+        z = q.sample(5, seed=SEED)
+        return z, q.log_prob(z)
+
+    for way in (jointly, sample_then_log_prob):
+        network_calls.clear()
+        z, log_q = (way if mode == 'eager' else tf.function(way, jit_compile=mode == 'xla'))()
+        assert network_calls == networks_of(q) and inversions == []
+        tf.nest.assert_same_structure(z, model.sample())
+        assert tf.nest.map_structure(np.shape, z) == tf.nest.map_structure(np.shape, model.sample(5))
+        assert np.all(np.isfinite(model.log_prob(z)))
+        np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
+        inversions.clear()
 
 
-# What each part is made of: how many entries of the flow, and how to take them.
-SUPPORTS = {
-    'positive': (tfb.Exp(), 1, lambda v: tf.exp(v[..., 0])),
-    'reals': (None, 2, lambda v: v),
-    'matrix': (None, 4, lambda v: tf.reshape(v, [*v.shape[:-1], 2, 2])),
-    # Lower triangles, filled as TFP does, and their diagonals made positive.
-    'triangle': (
-        tfb.FillScaleTriL(diag_bijector=tfb.Exp(), diag_shift=None),
-        3,
-        lambda v: tf.stack(
-            [
-                tf.stack([tf.exp(v[..., 2]), tf.zeros_like(v[..., 0])], -1),
-                tf.stack([v[..., 1], tf.exp(v[..., 0])], -1),
-            ],
-            -2,
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize('transform', ['affine', 'gated'])
-def test_sample_and_density_equal_those_by_hand(transform):
-    shapes = {'positive': [], 'reals': [2], 'matrix': [2, 2], 'triangle': [2, 2]}
-    q = surrogate(shapes, {name: support for name, (support, _, _) in SUPPORTS.items()}, transform=transform)
-    of_step = {'affine': transforms.Affine(), 'gated': transforms.Gated(2.6 + np.log(2))}[transform]
+def test_sample_and_density_equal_those_by_hand():
+    shapes = {'matrix': [2, 2], 'positive': [], 'reals': [2]}  # in the order in which tf.nest takes them
+    q = surrogate(shapes, {'matrix': None, 'positive': tfb.Exp(), 'reals': tfb.Scale(np.float64(3.0))})
     loc = next(v for v in q.trainable_variables if v.name == 'loc:0')
     scale = next(v for v in q.trainable_variables if 'scale' in v.name)
-    noise = normal([5, 10])
+    noise = normal([5, 7])
 
     def by_hand(x):
-        """All entries that are free, and the event."""
         for network in networks_of(q):
-            x, _ = of_step.forward(x, network(x))
+            x, _ = transforms.Affine().forward(x, network(x))
         x = loc + (tf.math.softplus(scale) + np.finfo(np.float64).eps) * x
-        event, free = {}, []
-        for name in sorted(shapes):  # as tf.nest takes dicts
-            _, size, into_part = SUPPORTS[name]
-            entries, x = x[..., :size], x[..., size:]
-            event[name] = into_part(entries)
-            flat = tf.reshape(event[name], [5, -1])
-            free.append(tf.gather(flat, [0, 2, 3], axis=-1) if name == 'triangle' else flat)
-        return tf.concat(free, axis=-1), event
+        return tf.concat([x[:, :4], tf.exp(x[:, 4:5]), 3 * x[:, 5:]], axis=-1)
 
-    _, event = by_hand(noise)
-    log_det = np.linalg.slogdet(jacobian(lambda x: by_hand(x)[0], noise))[1]
-    expected = tf.reduce_sum(tfd.Normal(np.float64(0.0), 1.0).log_prob(noise), axis=-1) - log_det
     z = q.bijector.forward(noise)
-    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), z, event)
-    np.testing.assert_allclose(q.log_prob(event), expected, rtol=1e-8)
+    assert {name: part.shape[1:] for name, part in z.items()} == shapes
+    flat = tf.concat([tf.reshape(part, [5, -1]) for part in tf.nest.flatten(z)], axis=-1)
+    np.testing.assert_allclose(flat, by_hand(noise), rtol=1e-9)
+    log_det = np.linalg.slogdet(jacobian(by_hand, noise))[1]
+    expected = tf.reduce_sum(tfd.Normal(np.float64(0.0), 1.0).log_prob(noise), axis=-1) - log_det
+    np.testing.assert_allclose(q.log_prob(fresh(z)), expected, rtol=1e-8)
     np.testing.assert_allclose(q.bijector.forward_log_det_jacobian(noise), log_det, rtol=1e-8)
 
 
@@ -141,15 +127,11 @@ def shape(*sizes):
         ([], None, shape()),
         (3, None, shape(3)),
         ((2, 3), tfb.Exp(), shape(2, 3)),
-        (shape(3), None, shape(3)),
         (np.array([2, 1]), None, shape(2, 1)),
         (tf.constant([3]), None, shape(3)),
         ([[], [3]], [tfb.Exp(), None], [shape(), shape(3)]),
-        ([[3]], None, [shape(3)]),
-        (((), (2, 2)), (None, tfb.Softplus()), (shape(), shape(2, 2))),
         ({'b': [2], 'a': []}, {'a': tfb.Exp(), 'b': None}, {'a': shape(), 'b': shape(2)}),
         (Pair([], [2]), [tfb.Exp(), None], Pair(shape(), shape(2))),
-        (Pair(2, 3), {'first': tfb.Exp(), 'second': None}, Pair(shape(2), shape(3))),
         ({'x': [[2], []], 'y': Pair([], (1, 2))}, None, {'x': [shape(2), shape()], 'y': Pair(shape(), shape(1, 2))}),
         # A part may be empty, and a bijector may have a structure of its own.
         ([[0], [2]], None, [shape(0), shape(2)]),
@@ -166,94 +148,21 @@ def test_structures(event_shape, bijector, expected):
     np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
 
 
-@pytest.mark.parametrize('event_shape', [[3], [2, 3]], ids=str)
-def test_density_on_a_simplex_is_that_of_all_entries_but_one(event_shape):
-    """As that of a Dirichlet; `tfb.SoftmaxCentered` measures volume on the simplex, which is another by sqrt(3)."""
-    q = surrogate({'simplex': event_shape}, {'simplex': tfb.SoftmaxCentered()})
-    size = 2 * int(np.prod(event_shape)) // 3
-    noise = normal([5, size])
-
-    def free(x):
-        return tf.reshape(q.bijector.forward(x)['simplex'][..., :-1], [5, -1])
-
-    log_det = np.linalg.slogdet(jacobian(free, noise))[1]
-    expected = tf.reduce_sum(tfd.Normal(np.float64(0.0), 1.0).log_prob(noise), axis=-1) - log_det
-    z = q.bijector.forward(tf.identity(noise))
-    np.testing.assert_allclose(q.log_prob(z), expected, rtol=1e-8)
-    np.testing.assert_allclose(q.log_prob(fresh(z)), expected, rtol=1e-7)
-
-
-def test_evidence_of_a_model_with_a_simplex_has_no_bias():
-    """A Dirichlet is its own posterior without data; the evidence is one."""
-    prior = tfd.JointDistributionNamed(
-        {'weights': tfd.Dirichlet(np.full(3, 2.0)), 'x': tfd.Normal(np.float64(0.0), 1.0)}
-    )
-    q = surrogate(prior.event_shape_tensor(), prior.experimental_default_event_space_bijector(), num_flows=0)
-    z, log_q = q.experimental_sample_and_log_prob(50_000, seed=SEED)
-    found = tfp.math.reduce_logmeanexp(prior.log_prob(z) - log_q)
-    np.testing.assert_allclose(found, 0.0, atol=0.05)
-
-
-# One pass of each network
-
-
-@pytest.mark.parametrize('mode', ['eager', 'graph', 'xla'])
-@each_model
-def test_each_network_is_evaluated_once(model, mode, network_calls, inversions):
-    model = model()
-    q = surrogate(model.event_shape_tensor(), model.experimental_default_event_space_bijector())
-
-    def jointly():
-        return q.experimental_sample_and_log_prob(4, seed=SEED)
-
-    def sample_then_log_prob():
-        z = q.sample(4, seed=SEED)
-        return z, q.log_prob(z)
-
-    results = []
-    for way in (jointly, sample_then_log_prob):
-        network_calls.clear()
-        results.append((way if mode == 'eager' else tf.function(way, jit_compile=mode == 'xla'))())
-        assert network_calls == networks_of(q)
-    assert inversions == []
-    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-9)
-
-
-def test_log_prob_of_a_sample_follows_an_update_of_the_variables():
+def test_log_prob_of_a_held_sample_follows_an_update_and_has_all_gradients():
     q = surrogate([[], [2]], [tfb.Exp(), None])
-    z, log_q = q.experimental_sample_and_log_prob(seed=SEED)
+    z, before = q.experimental_sample_and_log_prob(seed=SEED)
     perturb(q)
-    after = q.log_prob(z)
-    np.testing.assert_allclose(after, q.log_prob(fresh(z)), rtol=1e-9)
-    assert after != log_q
-
-
-def test_log_prob_of_a_sample_drawn_outside_of_the_tape_has_all_gradients():
-    q = surrogate([[], [2]], [tfb.Exp(), None])
-    z = q.sample(seed=SEED)
-    gradients = []
+    results = []
     for event in (z, fresh(z)):
         with tf.GradientTape() as tape:
             log_q = q.log_prob(event)
-        gradients.append(tape.gradient(log_q, q.trainable_variables))
-    for of_the_sample, expected in zip(*gradients, strict=True):
+        results.append([log_q, *tape.gradient(log_q, q.trainable_variables)])
+    for of_the_sample, expected in zip(*results, strict=True):
         np.testing.assert_allclose(of_the_sample, expected, rtol=1e-7, atol=1e-10)
+    assert results[0][0] != before
 
 
 # Variables
-
-
-def test_all_variables_are_visible_and_get_gradients():
-    q = surrogate({'a': [], 'b': [3]})
-    of_networks = [v for network in networks_of(q) for v in network.trainable_variables]
-    own = [v for v in q.trainable_variables if all(v is not other for other in of_networks)]
-    assert sorted(tuple(v.shape) for v in own) == [(4,), (4,)]  # location and scale
-    assert len(q.trainable_variables) == len(of_networks) + 2
-    with tf.GradientTape() as tape:
-        z, log_q = q.experimental_sample_and_log_prob(seed=SEED)
-        total = log_q + sum(tf.reduce_sum(part**2) for part in tf.nest.flatten(z))
-    for variable, gradient in zip(q.trainable_variables, tape.gradient(total, q.trainable_variables), strict=True):
-        assert np.any(gradient != 0), variable.name
 
 
 def model_with_variables():
@@ -265,13 +174,28 @@ def model_with_variables():
     return bijector, [location, *prior.trainable_variables]
 
 
+@pytest.mark.slow
 def test_variables_of_the_model_are_neither_trained_nor_saved(tmp_path):
     bijector, of_model = model_with_variables()
-    q = surrogate([[], [2]], [None, bijector])
+    q = surrogate({'a': [], 'b': [2]}, {'a': None, 'b': bijector})
     theirs = {id(v) for v in of_model}
     for view in (q, q.bijector, q.copy(name='copied')):
         assert view.trainable_variables
         assert not theirs & {id(v) for v in view.variables}
+    before = [v.numpy() for v in of_model]
+    losses = tfp.vi.fit_surrogate_posterior(
+        lambda a, b: -(a**2) - tf.reduce_sum((b - 1.0) ** 2, axis=-1),
+        q,
+        keras.optimizers.Adam(0.05),
+        num_steps=20,
+        sample_size=32,
+        trainable_variables=q.trainable_variables,
+        jit_compile=False,
+        seed=SEED,
+    )
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
+    for variable, value in zip(of_model, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
     path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
     assert not any('of_model' in name for name, _ in tf.train.list_variables(path))
     assert len(tf.train.list_variables(path)) == len(q.variables) + 1  # and the graph of the objects
@@ -293,72 +217,6 @@ def test_variables_of_the_model_act_and_get_gradients():
     np.testing.assert_allclose(q.log_prob(moved), q.log_prob(fresh(moved)), rtol=1e-9)
 
 
-@pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
-def test_fit_with_the_variables_of_the_posterior_leaves_the_model_alone(jit_compile):
-    bijector, of_model = model_with_variables()
-    q = surrogate([2], bijector)
-    before = [v.numpy() for v in of_model]
-    losses = tfp.vi.fit_surrogate_posterior(
-        tfd.Independent(tfd.LogNormal(tf.zeros([2], tf.float64), 0.5), 1).log_prob,
-        q,
-        keras.optimizers.Adam(0.02),
-        num_steps=100,
-        sample_size=32,
-        trainable_variables=q.trainable_variables,
-        jit_compile=jit_compile,
-        seed=SEED,
-    )
-    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
-    for variable, value in zip(of_model, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
-
-
-def test_seed_fixes_the_networks():
-    def weights(seed):
-        q = build_iaf_surrogate_posterior([2], hidden_units=(4,), seed=seed)
-        return np.concatenate([v.numpy().ravel() for v in q.trainable_variables])
-
-    np.testing.assert_array_equal(weights(1), weights(1))
-    assert np.any(weights(1) != weights(2))
-
-
-def test_checkpoint_brings_the_variables_back(tmp_path):
-    q = surrogate([[], [2]], [tfb.Exp(), None])
-    z, log_q = q.experimental_sample_and_log_prob(seed=SEED)
-    path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
-    again = surrogate([[], [2]], [tfb.Exp(), None], seed=5)
-    tf.train.Checkpoint(q=again).read(path).assert_consumed()
-    np.testing.assert_allclose(again.log_prob(fresh(z)), log_q, rtol=1e-9)
-
-
-def test_copy_shares_the_variables():
-    q = surrogate([[], [2]], [tfb.Exp(), None])
-    copied = q.copy(name='copied')
-    assert {id(v) for v in copied.trainable_variables} == {id(v) for v in q.trainable_variables}
-    z, log_q = copied.experimental_sample_and_log_prob(seed=SEED)
-    np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
-
-
-@pytest.mark.parametrize('event_shape', [[3], [2, 2]], ids=str)
-def test_mcmc_in_the_coordinates_of_the_noise(event_shape):
-    q = surrogate(event_shape, tfb.Exp())
-    target = tfd.Independent(tfd.LogNormal(tf.zeros(event_shape, tf.float64), 1.0), len(event_shape))
-    kernel = tfp.mcmc.TransformedTransitionKernel(
-        tfp.mcmc.HamiltonianMonteCarlo(target.log_prob, step_size=np.float64(0.1), num_leapfrog_steps=2), q.bijector
-    )
-    start = target.sample(5, seed=SEED)
-    results = kernel.bootstrap_results(start)
-    x = results.transformed_state
-    assert x.shape == [5, np.prod(event_shape)]
-    np.testing.assert_allclose(
-        results.inner_results.accepted_results.target_log_prob,
-        target.log_prob(q.bijector.forward(x)) + q.bijector.forward_log_det_jacobian(tf.identity(x)),
-        rtol=1e-7,
-    )
-    z, _ = kernel.one_step(start, results, seed=SEED)
-    assert z.shape == [5, *event_shape] and np.all(z > 0)
-
-
 # How it is made
 
 
@@ -369,6 +227,8 @@ def test_defaults():
     assert [network.hidden_units for network in networks_of(q)] == [(40, 40)] * 2
     assert networks_of(build_iaf_surrogate_posterior([3]))[0].hidden_units == (32, 32)
     assert (q.dtype, q.name) == (tf.float32, 'iaf_surrogate_posterior')
+    of_seed = [surrogate([2], seed=seed).sample(seed=SEED).numpy() for seed in (1, 1, 2)]
+    assert np.array_equal(of_seed[0], of_seed[1]) and np.any(of_seed[0] != of_seed[2])
     # A standard normal, before training, but for the steps' small weights.
     assert abs(np.std(q.sample(1000, seed=SEED)) - 1.0) < 0.1
 
@@ -402,23 +262,13 @@ def test_networks_of_ones_own():
     assert of_networks < {id(variable) for variable in q.trainable_variables}
     assert len(of_networks) + 2 == len(q.trainable_variables)
     z, log_q = q.experimental_sample_and_log_prob(4, seed=SEED)
-    np.testing.assert_allclose(q.log_prob(tf.nest.map_structure(tf.identity, z)), log_q, atol=1e-4)
+    np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, atol=1e-4)
     with raises(ValueError, 'networks', 'event_shape=[5]', 'expected [4]'):
         build_iaf_surrogate_posterior({'a': [2], 'b': [2]}, networks=networks)
     with raises(ValueError, 'networks', 'hidden_units'):
         build_iaf_surrogate_posterior([5], hidden_units=(8,), networks=networks)
     with raises(ValueError, 'num_flows', '3', 'beside networks'):
         build_iaf_surrogate_posterior([5], num_flows=3, networks=networks)
-
-
-def test_without_flows_it_is_the_gaussian_sent_through_the_bijector():
-    q = build_iaf_surrogate_posterior([3], tfb.Exp(), num_flows=0)
-    loc, scale = q.trainable_variables
-    loc.assign([0.5, -1.0, 2.0])
-    scale.assign([0.0, 1.0, -1.0])
-    expected = tfd.LogNormal(loc, tf.math.softplus(scale))
-    z = expected.sample(4, seed=SEED)
-    np.testing.assert_allclose(q.log_prob(z), tf.reduce_sum(expected.log_prob(z), axis=-1), rtol=1e-5)
 
 
 # Training
@@ -430,24 +280,15 @@ def target_log_prob(scale, x):
     return log_prob + tf.reduce_sum(tfd.Normal(0.0, scale[..., tf.newaxis]).log_prob(x), axis=-1)
 
 
-def variational_sgd():
-    return tfp.optimizer.VariationalSGD(
-        batch_size=1, total_num_examples=1, max_learning_rate=0.01, burnin_max_learning_rate=0.01
-    )
-
-
 OPTIMIZERS = {
     'keras': lambda: keras.optimizers.Adam(0.02),
     'tf_keras': lambda: tf_keras.optimizers.Adam(0.02),
-    'tfp': variational_sgd,
+    'tfp': lambda: tfp.optimizer.VariationalSGD(1, 1, max_learning_rate=0.01, burnin_max_learning_rate=0.01),
 }
 
 
-@pytest.mark.parametrize(
-    ('optimizer', 'jit_compile'),
-    [('keras', None), ('keras', True), ('tf_keras', None), ('tf_keras', True), ('tfp', None), ('tfp', True)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('optimizer', 'jit_compile'), [('keras', True), ('tf_keras', None), ('tfp', None)], ids=str)
 def test_training_in_tfp_reaches_the_target(optimizer, jit_compile):
     """No Gaussian, mapped part by part, has a scale that depends on another part."""
     q = build_iaf_surrogate_posterior([[], [2]], [tfb.Exp(), None], hidden_units=(8,), num_flows=1, seed=0)
@@ -464,108 +305,6 @@ def test_training_in_tfp_reaches_the_target(optimizer, jit_compile):
     assert np.mean(losses[-50:]) < 0.1 < np.mean(losses[:5])
     for variable, value in zip(q.trainable_variables, before, strict=True):
         assert np.any(variable != value), variable.name
-
-
-def test_a_keras_optimizer_built_beforehand_saves_a_trace(network_calls):
-    values, calls = [], []
-    for build in (False, True):
-        q = build_iaf_surrogate_posterior([2], hidden_units=(4,), num_flows=1, seed=0)
-        optimizer = keras.optimizers.Adam(0.01)
-        if build:
-            optimizer.build(q.trainable_variables)
-        network_calls.clear()
-        tfp.vi.fit_surrogate_posterior(
-            lambda x: -tf.reduce_sum(x**2, axis=-1), q, optimizer, num_steps=3, jit_compile=False, seed=SEED
-        )
-        calls.append(len(network_calls))
-        values.append(np.concatenate([v.numpy().ravel() for v in q.trainable_variables]))
-    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
-    assert calls[0] == calls[1] + 1
-
-
-@pytest.mark.slow
-def test_eight_schools():
-    """The model of TFP's documentation; its evidence is known by quadrature."""
-    effects = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], np.float32)
-    errors = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], np.float32)
-
-    def schools():
-        mean = yield tfd.Normal(0.0, 10.0, name='mean')
-        log_scale = yield tfd.Normal(5.0, 1.0, name='log_scale')
-        effect = yield tfd.Sample(tfd.Normal(mean, tf.exp(log_scale)), 8, name='effect')
-        yield tfd.Independent(tfd.Normal(effect, errors), 1, name='observed')
-
-    pinned = tfd.JointDistributionCoroutineAutoBatched(schools).experimental_pin(observed=effects)
-    q = build_iaf_surrogate_posterior(
-        pinned.event_shape_tensor(), pinned.experimental_default_event_space_bijector(), seed=0
-    )
-    tfp.vi.fit_surrogate_posterior(
-        pinned.unnormalized_log_prob,
-        q,
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, 1500)),
-        num_steps=1500,
-        sample_size=16,
-        jit_compile=True,
-        seed=SEED,
-    )
-    z, log_q = q.experimental_sample_and_log_prob(20_000, seed=SEED)
-    log_weights = pinned.unnormalized_log_prob(z) - log_q
-    assert np.mean(log_weights) > -36.4
-    np.testing.assert_allclose(tf.reduce_logsumexp(log_weights) - np.log(20_000.0), -36.131, atol=0.05)
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ('event_shape', 'bijector', 'keywords', 'error', 'parts'),
-    [
-        (tf.TensorShape([None]), None, {}, ValueError, ['event_shape', 'None', 'all sizes known']),
-        (tf.TensorShape(None), None, {}, ValueError, ['event_shape', 'None', 'all sizes known']),
-        ([None], None, {}, ValueError, ['event_shape', 'None', 'all sizes known']),
-        (None, None, {}, ValueError, ['event_shape', 'None', 'all sizes known']),
-        ([-1], None, {}, ValueError, ['event_shape', '-1', 'expected a shape']),
-        ([2.5], None, {}, TypeError, ['event_shape', '2.5', 'expected a shape']),
-        ('three', None, {}, TypeError, ['event_shape', "'three'", 'expected a shape']),
-        (tf.constant([2.0]), None, {}, TypeError, ['event_shape', '2.', 'expected a shape']),
-        ([0], None, {}, ValueError, ['event_shape', '[0]', 'no entry', 'at least one']),
-        ({}, None, {}, ValueError, ['event_shape', '{}', 'no entry', 'at least one']),
-        ([2], 3, {}, TypeError, ['bijector', '3', 'expected a tfb.Bijector']),
-        ([[2], [3]], [tfb.Exp, None], {}, TypeError, ['bijector', 'Exp', 'expected a tfb.Bijector']),
-        ([[2], [3]], [tfb.Exp()], {}, ValueError, ['bijector', 'Exp', 'structure of event_shape', '[3]']),
-        ({'a': [], 'b': []}, {'a': None}, {}, ValueError, ['bijector', "{'a': None}", 'structure of event_shape']),
-        ([2], [tfb.Exp()], {}, ValueError, ['bijector', 'Exp', 'structure of event_shape', '[2]']),
-        ([[], [2]], tfb.Exp(), {}, ValueError, ['bijector', 'Exp', 'does not fit event_shape']),
-        ([3], tfb.FillScaleTriL(), {}, ValueError, ['bijector', 'fill_scale_tril', 'does not fit event_shape']),
-        ([2], None, {'dtype': tf.int32}, TypeError, ['dtype', 'int32', 'float32', 'float64']),
-        ([2], None, {'num_flows': -1}, ValueError, ['num_flows', '-1', 'at least 0']),
-        ([2], None, {'hidden_units': ()}, ValueError, ['hidden_units', 'at least one']),
-        ([2], None, {'transform': 'cubic'}, ValueError, ['transform', "'cubic'", "'affine'"]),
-        ([2], None, {'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),
-    ],
-    ids=str,
-)
-def test_bad_arguments(event_shape, bijector, keywords, error, parts):
-    with raises(error, *parts):
-        build_iaf_surrogate_posterior(event_shape, bijector, **keywords)
-
-
-def test_bijector_that_does_not_know_its_shapes():
-    class Unknown(tfb.Identity):
-        def _inverse_event_shape(self, output_shape):
-            return tf.TensorShape(None)
-
-    with raises(ValueError, 'bijector', 'identity', 'unknown', 'inverse_event_shape'):
-        build_iaf_surrogate_posterior([2], Unknown())
-
-
-def test_shape_that_is_known_only_when_the_graph_runs():
-    @tf.function(input_signature=[tf.TensorSpec([1], tf.int32)])
-    def build(shape):
-        return build_iaf_surrogate_posterior(shape)
-
-    with raises(ValueError, 'event_shape', 'all sizes known'):
-        build(tf.constant([2]))
 
 
 def test_a_sample_that_overflows_the_target_leaves_the_others_their_gradients():
@@ -591,11 +330,7 @@ def test_a_sample_that_overflows_the_target_leaves_the_others_their_gradients():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'settings',
-    [{'hidden_units': (512, 512)}, {'num_flows': 8}, {'transform': 'gated'}, {'transform': 'spline'}],
-    ids=str,
-)
+@pytest.mark.parametrize('settings', [{'hidden_units': (512, 512)}, {'num_flows': 8}], ids=str)
 def test_a_target_that_overflows_far_from_where_q_starts(settings):
     """Like stochastic volatility: a scale that is the exponential of a sum, and data of another magnitude."""
     returns = 100.0 * normal([50], dtype=tf.float32)
@@ -607,8 +342,57 @@ def test_a_target_that_overflows_far_from_where_q_starts(settings):
 
     q = build_iaf_surrogate_posterior([50], seed=0, **settings)
     losses = tfp.vi.fit_surrogate_posterior(
-        target, q, keras.optimizers.Adam(1e-2, global_clipnorm=10.0), 200, sample_size=16, seed=[0, 0]
+        target, q, keras.optimizers.Adam(1e-2, global_clipnorm=10.0), 80, sample_size=16, seed=[0, 0]
     )
     assert all(np.all(np.isfinite(variable)) for variable in q.trainable_variables)
-    assert np.mean(np.isfinite(losses[-50:])) > 0.9
-    assert np.nanmedian(losses[-50:]) < 600
+    assert np.mean(np.isfinite(losses[-30:])) > 0.9
+    assert np.nanmedian(losses[-30:]) < 600
+
+
+# Bad input
+
+
+class UnknownShape(tfb.Identity):
+    def _inverse_event_shape(self, output_shape):
+        return tf.TensorShape(None)
+
+
+@pytest.mark.parametrize(
+    ('event_shape', 'bijector', 'keywords', 'error', 'parts'),
+    [
+        (tf.TensorShape([None]), None, {}, ValueError, ['event_shape', 'None', 'all sizes known']),
+        (None, None, {}, ValueError, ['event_shape', 'None', 'all sizes known']),
+        ([-1], None, {}, ValueError, ['event_shape', '-1', 'expected a shape']),
+        ([2.5], None, {}, TypeError, ['event_shape', '2.5', 'expected a shape']),
+        ('three', None, {}, TypeError, ['event_shape', "'three'", 'expected a shape']),
+        (tf.constant([2.0]), None, {}, TypeError, ['event_shape', '2.', 'expected a shape']),
+        ([0], None, {}, ValueError, ['event_shape', '[0]', 'no entry', 'at least one']),
+        ({}, None, {}, ValueError, ['event_shape', '{}', 'no entry', 'at least one']),
+        ([2], 3, {}, TypeError, ['bijector', '3', 'expected a tfb.Bijector']),
+        ([[2], [3]], [tfb.Exp, None], {}, TypeError, ['bijector', 'Exp', 'expected a tfb.Bijector']),
+        ([[2], [3]], [tfb.Exp()], {}, ValueError, ['bijector', 'Exp', 'structure of event_shape', '[3]']),
+        ({'a': [], 'b': []}, {'a': None}, {}, ValueError, ['bijector', "{'a': None}", 'structure of event_shape']),
+        ([2], [tfb.Exp()], {}, ValueError, ['bijector', 'Exp', 'structure of event_shape', '[2]']),
+        ([[], [2]], tfb.Exp(), {}, ValueError, ['bijector', 'Exp', 'does not fit event_shape']),
+        ([3], tfb.FillScaleTriL(), {}, ValueError, ['bijector', 'fill_scale_tril', 'does not fit event_shape']),
+        ([2], UnknownShape(), {}, ValueError, ['bijector', 'identity', 'unknown', 'inverse_event_shape']),
+        ([2], None, {'dtype': tf.int32}, TypeError, ['dtype', 'int32', 'float32', 'float64']),
+        ([2], None, {'num_flows': -1}, ValueError, ['num_flows', '-1', 'at least 0']),
+        ([2], None, {'hidden_units': ()}, ValueError, ['hidden_units', 'at least one']),
+        ([2], None, {'transform': 'cubic'}, ValueError, ['transform', "'cubic'", "'affine'"]),
+        ([2], None, {'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),
+    ],
+    ids=str,
+)
+def test_bad_arguments(event_shape, bijector, keywords, error, parts):
+    with raises(error, *parts):
+        build_iaf_surrogate_posterior(event_shape, bijector, **keywords)
+
+
+def test_shape_that_is_known_only_when_the_graph_runs():
+    @tf.function(input_signature=[tf.TensorSpec([1], tf.int32)])
+    def build(shape):
+        return build_iaf_surrogate_posterior(shape)
+
+    with raises(ValueError, 'event_shape', 'all sizes known'):
+        build(tf.constant([2]))

@@ -1,6 +1,7 @@
 """Planar, radial and Sylvester flows: what the registry does not ask of them, since their parameters are tensors."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
-from tests.flows import FLOWS, each_dtype, jacobian, normal, raises, tfb, tfd
+from tests.flows import each_dtype, jacobian, normal, raises, tfb, tfd
 from tfp_iaf.bijectors import _tanh_system
 
 D, M, ROWS = 4, 2, 5
@@ -39,31 +40,27 @@ def make(kind, tensors=None, **kwargs):
     return cls(**(parameters(kind, **kwargs) if tensors is None else tensors), **keywords)
 
 
-def numeric(value):
-    return value.numpy() if hasattr(value, 'numpy') else value
+def numeric(kind):
+    return {name: value.numpy() for name, value in parameters(kind).items()}
 
 
 # Values
 
-
-def planar_of_the_paper(x, u, w, b):
-    return x + u * np.tanh(w @ x + b)
+X = normal([ROWS, D]).numpy()
 
 
 def test_planar_is_the_papers_where_the_condition_holds():
-    values = {name: numeric(value) for name, value in parameters('planar').items()}
+    values = numeric('planar')
     values['u'] *= np.sign(np.sum(values['u'] * values['w'], axis=-1, keepdims=True))
-    x = normal([ROWS, D]).numpy()
-    expected = [planar_of_the_paper(x[i], *(value[i] for value in values.values())) for i in range(ROWS)]
-    np.testing.assert_allclose(make('planar', values).forward(x), expected, rtol=1e-12)
+    expected = [x + u * np.tanh(w @ x + b) for x, u, w, b in zip(X, *values.values(), strict=True)]
+    np.testing.assert_allclose(make('planar', values).forward(X), expected, rtol=1e-12)
 
 
 def test_planar_direction_meets_the_condition_by_what_it_needs():
-    values = {name: numeric(value) for name, value in parameters('planar').items()}
+    values = numeric('planar')
     values['u'] *= -np.sign(np.sum(values['u'] * values['w'], axis=-1, keepdims=True))
-    x = normal([ROWS, D]).numpy()
-    y = make('planar', values).forward(x).numpy()
-    u_hat = (y - x) / np.tanh(np.sum(values['w'] * x, axis=-1) + values['b'])[:, None]
+    y = make('planar', values).forward(X).numpy()
+    u_hat = (y - X) / np.tanh(np.sum(values['w'] * X, axis=-1) + values['b'])[:, None]
     product = np.sum(values['w'] * values['u'], axis=-1)
     np.testing.assert_allclose(np.sum(values['w'] * u_hat, axis=-1), 1 / (1 - product) - 1, rtol=1e-10)
     across = u_hat - values['u']
@@ -72,21 +69,19 @@ def test_planar_direction_meets_the_condition_by_what_it_needs():
 
 
 def test_radial_is_the_papers():
-    values = {name: numeric(value) for name, value in parameters('radial').items()}
+    values = numeric('radial')
     alpha, scale = (np.where(a < 0, 1 / (1 - a), 1 + a) for a in (values['alpha'], values['beta']))
-    x = normal([ROWS, D]).numpy()
-    offset = x - values['center']
+    offset = X - values['center']
     r = np.linalg.norm(offset, axis=-1)
-    expected = x + (alpha * (scale - 1) / (alpha + r))[:, None] * offset
-    np.testing.assert_allclose(make('radial', values).forward(x), expected, rtol=1e-12)
+    expected = X + (alpha * (scale - 1) / (alpha + r))[:, None] * offset
+    np.testing.assert_allclose(make('radial', values).forward(X), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize('kind', ['orthogonal', 'householder', 'triangular'])
 def test_sylvester_is_the_papers(kind):
-    values = {name: numeric(value) for name, value in parameters(kind).items()}
-    x = normal([ROWS, D]).numpy()
-    flow = make(kind, values)
-    for i in range(ROWS):
+    values = numeric(kind)
+    y = make(kind, values).forward(X)
+    for i, x in enumerate(X):
         q = np.eye(D)
         if kind == 'orthogonal':
             q, upper = np.linalg.qr(values['q'][i])
@@ -98,34 +93,17 @@ def test_sylvester_is_the_papers(kind):
         diagonal = np.diag(r) / (1 + np.maximum(0, -np.diag(r) * np.diag(r_tilde)))
         assert np.all(diagonal * np.diag(r_tilde) > -1)
         r[np.diag_indices_from(r)] = diagonal
-        expected = x[i] + q @ r @ np.tanh(r_tilde @ q.T @ x[i] + values['b'][i])
-        np.testing.assert_allclose(flow.forward(x)[i], expected, rtol=1e-10)
+        np.testing.assert_allclose(y[i], x + q @ r @ np.tanh(r_tilde @ q.T @ x + values['b'][i]), rtol=1e-10)
 
 
-def test_sylvester_with_one_direction_is_planar():
-    """Both meet the condition by the same function of the product."""
-    w = tf.math.l2_normalize(normal([ROWS, D]), axis=-1)
-    r, r_tilde, b = (normal([ROWS], seed=seed) for seed in (1, 2, 3))
-    sylvester = tfp_iaf.SylvesterFlow(r[:, None, None], r_tilde[:, None, None], b[:, None], w[..., None])
-    planar = tfp_iaf.PlanarFlow(r[:, None] * w, r_tilde[:, None] * w, b)
-    x = normal([ROWS, D], seed=4)
-    np.testing.assert_allclose(sylvester.forward_log_det_jacobian(x), planar.forward_log_det_jacobian(x), rtol=1e-10)
-    # And by another share of it, where it is not met: the direction changes here, R alone there.
-    met = numeric(r * r_tilde) > 0
-    assert 0 < np.sum(met) < ROWS
-    np.testing.assert_allclose(sylvester.forward(x)[met], planar.forward(x)[met], rtol=1e-10)
-
-
-@each_kind
-def test_parameters_of_zero_are_the_identity(kind):
-    values = parameters(kind)
-    for name in ('u', 'beta', 'r'):
-        if name in values:
-            values[name] = tf.zeros_like(values[name])
-    flow, x = make(kind, values), normal([ROWS, D])
-    np.testing.assert_allclose(flow.forward(x), x, rtol=1e-14)
-    np.testing.assert_allclose(flow.inverse(tf.identity(x)), x, rtol=1e-14)
-    np.testing.assert_allclose(flow.forward_log_det_jacobian(x), np.zeros(ROWS), atol=1e-14)
+def test_orthogonal_columns_are_continuous_in_what_they_are_made_of():
+    """The signs of LAPACK's Q jump where an entry changes its sign; the flow must not."""
+    values, images = parameters('orthogonal', ()), []
+    for entry in (-1e-9, 1e-9):
+        q = values['q'].numpy()
+        q[0, 0] = entry
+        images.append(make('orthogonal', {**values, 'q': q}).forward(X))
+    np.testing.assert_allclose(*images, atol=1e-7)
 
 
 # Invertibility
@@ -133,7 +111,7 @@ def test_parameters_of_zero_are_the_identity(kind):
 
 @each_kind
 @each_dtype
-@pytest.mark.parametrize('scale', [1e-3, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize('scale', [1e-3, 1.0, 100.0])
 def test_every_flow_is_invertible(kind, dtype, scale):
     """In units of round-off in y, since the preimage of a rounded y can be far where the flow is flat."""
     values = parameters(kind, (300,), dtype, scale)
@@ -149,18 +127,7 @@ def test_every_flow_is_invertible(kind, dtype, scale):
     assert np.all(error <= 1000 * np.finfo(dtype.as_numpy_dtype).eps * size)
 
 
-@pytest.mark.parametrize('coupling', [0.1, 1.0, 100.0])
-@pytest.mark.parametrize('steepness', [1e-3, 1.0, 100.0])
-def test_coupled_tanh_equations_are_solved(coupling, steepness):
-    d, s = normal([300, 6]), tf.fill([300, 6], tf.constant(steepness, tf.float64))
-    k = coupling * tf.linalg.band_part(normal([300, 6, 6], seed=1) * (1 - np.eye(6)), 0, -1)
-    v, is_solved = _tanh_system.solved(d, s, k)
-    image = v + (s - 1) * tf.tanh(v) + tf.linalg.matvec(k, tf.tanh(v))
-    assert np.all(is_solved)
-    np.testing.assert_allclose(image, d, rtol=1e-10, atol=1e-12 * max(coupling, steepness))
-
-
-@pytest.mark.parametrize('steepness', [1e-12, 1e-6, 0.1, 1.0, 10.0, 1e6])
+@pytest.mark.parametrize('steepness', [1e-12, 0.1, 1.0, 1e6])
 @each_dtype
 def test_tanh_equation_is_solved_at_every_magnitude(steepness, dtype):
     d = np.concatenate([sign * 10.0 ** np.arange(-12, 7) for sign in (-1, 1)] + [[0.0]])[:, None]
@@ -189,17 +156,6 @@ def test_number_of_iterations_is_small(monkeypatch):
     assert len(counts) == 3 and max(counts) <= 25
 
 
-def test_orthogonal_columns_are_continuous_in_what_they_are_made_of():
-    """The signs of LAPACK's Q jump where an entry changes its sign; the flow must not."""
-    values, x = parameters('orthogonal', ()), normal([D])
-    images = []
-    for entry in (-1e-9, 1e-9):
-        q = values['q'].numpy()
-        q[0, 0] = entry
-        images.append(make('orthogonal', {**values, 'q': q}).forward(x))
-    np.testing.assert_allclose(*images, atol=1e-7)
-
-
 # Batch shapes, in TFP's ways
 
 
@@ -215,28 +171,6 @@ def test_shapes_broadcast(kind):
         assert y.shape == x.shape == (*lead, D) and log_det.shape == inverse_log_det.shape == lead
     one = make(kind, {name: value[0] for name, value in parameters(kind).items()})
     np.testing.assert_allclose(one.forward(normal([D])), flow.forward(normal([D]))[0], rtol=1e-12)
-
-
-@each_kind
-def test_slicing_a_distribution(kind):
-    base = tfd.MultivariateNormalDiag(normal([ROWS, D]), tf.ones([ROWS, D], tf.float64))
-    q, z = tfd.TransformedDistribution(base, make(kind)), normal([ROWS, D], seed=9)
-    assert q.batch_shape == [ROWS] and q.sample(3, seed=(1, 2)).shape == (3, ROWS, D)
-    assert q[1:3].batch_shape == [2]
-    np.testing.assert_allclose(q[1:3].log_prob(z[1:3]), q.log_prob(z)[1:3], rtol=1e-12)
-    np.testing.assert_allclose(q.copy(name='other').log_prob(z), q.log_prob(z), rtol=1e-12)
-    assert tfd.Sample(q[0], 3).log_prob(normal([3, D])).shape == []
-
-
-@each_kind
-def test_chained_with_other_bijectors(kind):
-    chain = tfb.Chain([tfb.Softplus(), make(kind), tfb.Scale(tf.constant(2.0, tf.float64)), make(kind, seed=5)])
-    x = normal([ROWS, D])
-    derivatives = jacobian(chain.forward, x)
-    np.testing.assert_allclose(
-        chain.forward_log_det_jacobian(x, 1), np.linalg.slogdet(derivatives).logabsdet, rtol=1e-9
-    )
-    np.testing.assert_allclose(chain.inverse(tf.identity(chain.forward(x))), x, rtol=1e-8, atol=1e-9)
 
 
 @each_kind
@@ -258,37 +192,7 @@ def test_unknown_batch_and_no_rows(kind):
 # Gradients
 
 
-@each_kind
-@pytest.mark.parametrize('direction', ['forward', 'inverse'])
-@pytest.mark.parametrize('jit_compile', [None, True], ids=['eager', 'xla'])
-def test_gradient_of_every_parameter_of_every_row(kind, direction, jit_compile):
-    values, x = parameters(kind), normal([ROWS, D], seed=8)
-
-    def objective(x, values):
-        flow, x = make(kind, values), tf.identity(x)
-        log_det = getattr(flow, f'{direction}_log_det_jacobian')(x)
-        return tf.reduce_sum(tf.sin(getattr(flow, direction)(x))) + tf.reduce_sum(tf.sin(log_det))
-
-    def gradients():
-        with tf.GradientTape() as tape:
-            tape.watch([x, values])
-            total = objective(x, values)
-        return tape.gradient(total, [x, values])
-
-    actual = (gradients if jit_compile is None else tf.function(gradients, jit_compile=True))()
-    step = 1e-6
-    for name, gradient in [('x', actual[0]), *actual[1].items()]:
-        along = normal(gradient.shape, seed=10)
-        moved = [
-            objective(x + s * along, values)
-            if name == 'x'
-            else objective(x, {**values, name: values[name] + s * along})
-            for s in (step, -step)
-        ]
-        np.testing.assert_allclose(tf.reduce_sum(gradient * along), (moved[0] - moved[1]) / (2 * step), rtol=1e-6)
-        assert np.all(np.isfinite(gradient))
-
-
+@pytest.mark.slow
 @each_kind
 def test_derivatives_up_to_the_third_order(kind):
     """Of the inverse, along a curve through points and parameters, beside differences of those one order below."""
@@ -311,6 +215,7 @@ def test_derivatives_up_to_the_third_order(kind):
         np.testing.assert_allclose(of_order(order, zero), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_kind
 def test_derivative_in_forward_mode(kind):
     flow, y, along = make(kind), normal([ROWS, D]), normal([ROWS, D], seed=1)
@@ -320,58 +225,39 @@ def test_derivative_in_forward_mode(kind):
     np.testing.assert_allclose(accumulator.jvp(x), expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 @each_kind
-@pytest.mark.parametrize('jit_compile', [False, True], ids=['graph', 'xla'])
-def test_parameters_of_each_row_in_a_vectorizer(kind, jit_compile):
-    if kind == 'orthogonal' and jit_compile:
-        pytest.skip('TensorFlow has no vectorised QR decomposition; XLA raises an error')
-    values, y = parameters(kind), normal([ROWS, D], seed=8)
+def test_parameters_of_each_row_in_a_vectorizer(kind):
+    """Nothing is lost with a custom gradient, even if the function was traced outside."""
+    rows = {'y': normal([ROWS, D], seed=8), **parameters(kind)}
 
     def log_prob(row):
-        y, values = row
-        flow = make(kind, values)
-        return tf.reduce_sum(tf.sin(flow.inverse(y))) + flow.inverse_log_det_jacobian(y)
-
-    def gradients(run):
-        with tf.GradientTape() as tape:
-            tape.watch([y, values])
-            total = tf.reduce_sum(run((y, values)))
-        return tape.gradient(total, [y, values])
-
-    def by_rows(rows):
-        y, values = rows
+        y, values = row['y'], {name: value for name, value in row.items() if name != 'y'}
         flow = make(kind, values)
         return tf.reduce_sum(tf.sin(flow.inverse(y)), axis=-1) + flow.inverse_log_det_jacobian(y)
 
-    vectorized = tf.function(
-        lambda: gradients(lambda rows: tf.vectorized_map(log_prob, rows)), autograph=False, jit_compile=jit_compile
-    )
-    for a, b in zip(tf.nest.flatten(vectorized()), tf.nest.flatten(gradients(by_rows)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+    traced = tf.function(log_prob, autograph=False)
+    traced({name: value[0] for name, value in rows.items()})
 
+    def results(run):
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            values = run(rows)
+        return {'': values, **tape.gradient(values, rows)}
 
-@each_kind
-def test_a_function_traced_outside_the_vectorizer(kind):
-    """Nothing here is lost with a custom gradient."""
-    flow, y = make(kind, batch=()), normal([ROWS, D], seed=8)
-    traced = tf.function(lambda y: tf.reduce_sum(tf.sin(flow.inverse(y))), autograph=False)
-    traced(y[0])
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(y)
-        actual = tf.reduce_sum(tf.vectorized_map(traced, y))
-        expected = tf.reduce_sum(tf.sin(flow.inverse(tf.identity(y))))
-    np.testing.assert_allclose(tape.gradient(actual, y), tape.gradient(expected, y), rtol=1e-9)
+    expected = results(log_prob)
+    for name, actual in tf.function(results, autograph=False)(lambda rows: tf.vectorized_map(traced, rows)).items():
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-8, atol=1e-10, err_msg=name)
 
 
 # NaN and infinity
 
 
 @each_kind
-@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e200])
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
-def test_a_parameter_that_is_not_finite_stays_in_its_row(kind, bad, direction):
-    for name in KINDS[kind][2]:
-        values = {key: numeric(value) for key, value in parameters(kind).items()}
+def test_a_parameter_that_is_not_finite_stays_in_its_row(kind, direction):
+    for name, bad in itertools.product(KINDS[kind][2], (np.nan, 1e200)):
+        values = numeric(kind)
         values[name][(1, *[0] * (values[name].ndim - 1))] = bad
         values = {key: tf.constant(value) for key, value in values.items()}
         x = normal([1, D])  # which all rows share
@@ -382,8 +268,9 @@ def test_a_parameter_that_is_not_finite_stays_in_its_row(kind, bad, direction):
             log_det = getattr(flow, f'{direction}_log_det_jacobian')(x)
             known = tf.math.is_finite(log_det)
             total = tf.reduce_sum(tf.where(known, log_det + tf.reduce_sum(image, axis=-1), tf.zeros_like(log_det)))
-        assert np.array_equal(np.isfinite(image).all(axis=-1), known) and np.array_equal(known, np.arange(ROWS) != 1)
-        assert all(np.all(np.isfinite(g)) for g in tf.nest.flatten(tape.gradient(total, [x, values])))
+        assert np.array_equal(np.isfinite(image).all(axis=-1), known), (name, bad)
+        assert np.array_equal(known, np.arange(ROWS) != 1), (name, bad)
+        assert all(np.all(np.isfinite(g)) for g in tf.nest.flatten(tape.gradient(total, [x, values]))), (name, bad)
 
 
 def test_radial_at_its_centre():
@@ -425,28 +312,20 @@ def test_variables_are_tracked_through_everything(kind):
     assert {id(v) for v in copy.deepcopy(flow).trainable_variables}.isdisjoint({id(v) for v in values.values()})
 
 
+@pytest.mark.slow
 @each_kind
-def test_cache_does_not_outlive_an_assignment(kind):
+def test_cache_neither_outlives_an_assignment_nor_hides_a_variable_from_a_later_tape(kind):
     values, flow = _variables(kind)
+    methods = flow.forward, flow.inverse, flow.forward_log_det_jacobian
     x = normal([ROWS, D])
     for variable in values.values():
-        y, x_of_y, before = flow.forward(x), flow.inverse(x), flow.forward_log_det_jacobian(x)
+        before = [method(x) for method in methods]
         # Of the diagonals and the centre, all; else the determinant might not change.
         variable.assign_add(0.5 * normal(variable.shape, seed=11))
-        for cached, again in (
-            (flow.forward(x), flow.forward(tf.identity(x))),
-            (flow.inverse(x), flow.inverse(tf.identity(x))),
-            (flow.forward_log_det_jacobian(x), flow.forward_log_det_jacobian(tf.identity(x))),
-        ):
-            np.testing.assert_array_equal(cached, again)
-        assert np.any(flow.forward(x) != y) and np.any(flow.inverse(x) != x_of_y)
-        assert np.any(flow.forward_log_det_jacobian(x) != before)
-
-
-@each_kind
-def test_cache_does_not_hide_a_variable_from_a_later_tape(kind):
-    values, flow = _variables(kind)
-    y = flow.forward(normal([ROWS, D]))
+        for method, old in zip(methods, before, strict=True):
+            np.testing.assert_array_equal(method(x), method(tf.identity(x)))
+            assert np.any(method(x) != old)
+    y = flow.forward(x)
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(flow.inverse(y)) + tf.reduce_sum(flow.inverse_log_det_jacobian(y))
     assert all(gradient is not None for gradient in tape.gradient(total, list(values.values())))
@@ -467,63 +346,33 @@ def test_value_and_log_det_come_from_one_evaluation(kind, monkeypatch):
     assert calls == ['_forward_and_log_det']
 
 
-def test_registry_has_every_kind():
-    assert {'planar', 'radial', *(f'sylvester_{kind}' for kind in ('orthogonal', 'householder', 'triangular'))} <= {
-        *FLOWS
-    }
-
-
 # Errors
+
+RADIAL = tfp_iaf.RadialFlow([0.0, 0.0], [[0.0], [0.0]], tf.zeros([3, 1, 1]))
+ONE, TWO, ZEROS = tf.eye(2), tf.ones([2]), tf.zeros([2])
+planar, sylvester = tfp_iaf.PlanarFlow, tfp_iaf.SylvesterFlow
 
 
 @pytest.mark.parametrize(
     ('make_flow', 'error', 'parts'),
     [
-        (lambda: tfp_iaf.PlanarFlow([1.0, 2.0], [1.0], 0.0), ValueError, ['w', '(1,)', '[..., 2]']),
-        (lambda: tfp_iaf.PlanarFlow(1.0, [1.0], 0.0), ValueError, ['u', '()']),
+        (lambda: planar(TWO, [1.0], 0.0), ValueError, ['w', '(1,)', '[..., 2]']),
+        (lambda: planar(1.0, [1.0], 0.0), ValueError, ['u', '()']),
+        (lambda: planar(tf.ones([3, 2]), tf.ones([2, 2]), 0.0), ValueError, ['w', '(2,)', '(3,)', 'broadcasts']),
+        (lambda: planar(TWO, tf.ones([2], tf.float64), 0.0), TypeError, ['w', 'float64', 'float32']),
+        (lambda: planar(tf.ones([2], tf.float16), TWO, 0.0), TypeError, ['dtype', 'float16']),
+        (lambda: RADIAL.forward(tf.ones([4, 3, 2])), ValueError, ['x']),
+        (lambda: planar(TWO, TWO, 0.0).forward(tf.ones([3, 1])), ValueError, ['x', '(3, 1)']),
+        (lambda: sylvester(ONE, ONE, ZEROS), ValueError, ['q', 'None', '[..., D, M]']),
+        (lambda: sylvester(ONE, ONE, ZEROS, ONE, kind='triangular'), ValueError, ['q', 'expected None']),
         (
-            lambda: tfp_iaf.PlanarFlow(tf.ones([3, 2]), tf.ones([2, 2]), 0.0),
-            ValueError,
-            ['w', '(2,)', '(3,)', 'broadcasts'],
-        ),
-        (
-            lambda: tfp_iaf.PlanarFlow(tf.ones([2]), tf.ones([2], tf.float64), 0.0),
-            TypeError,
-            ['w', 'float64', 'float32'],
-        ),
-        (lambda: tfp_iaf.PlanarFlow(tf.ones([2], tf.float16), [1.0, 2.0], 0.0), TypeError, ['dtype', 'float16']),
-        (
-            lambda: tfp_iaf.RadialFlow([0.0, 0.0], [[0.0], [0.0]], tf.zeros([3, 1, 1])).forward(tf.ones([4, 3, 2])),
-            ValueError,
-            ['x'],
-        ),
-        (lambda: tfp_iaf.PlanarFlow([1.0, 2.0], [1.0, 2.0], 0.0).forward(tf.ones([3, 1])), ValueError, ['x', '(3, 1)']),
-        (lambda: tfp_iaf.SylvesterFlow(tf.eye(2), tf.eye(2), [0.0, 0.0]), ValueError, ['q', 'None', '[..., D, M]']),
-        (
-            lambda: tfp_iaf.SylvesterFlow(tf.eye(2), tf.eye(2), [0.0, 0.0], tf.eye(2), kind='triangular'),
-            ValueError,
-            ['q', 'expected None'],
-        ),
-        (
-            lambda: tfp_iaf.SylvesterFlow(tf.eye(3), tf.eye(3), tf.zeros([3]), tf.ones([2, 3])),
+            lambda: sylvester(tf.eye(3), tf.eye(3), tf.zeros([3]), tf.ones([2, 3])),
             ValueError,
             ['q', '(2, 3)', 'at least 3'],
         ),
-        (
-            lambda: tfp_iaf.SylvesterFlow(tf.eye(2), tf.eye(2), [0.0, 0.0], tf.eye(2), kind='qr'),
-            ValueError,
-            ['kind', "'qr'", 'householder'],
-        ),
-        (
-            lambda: tfp_iaf.SylvesterFlow(tf.eye(2), tf.eye(2), [0.0, 0.0], tf.eye(2), reverse=True),
-            ValueError,
-            ['reverse', 'triangular'],
-        ),
-        (
-            lambda: tfp_iaf.SylvesterFlow(tf.ones([2, 3]), tf.eye(3), tf.zeros([3]), tf.eye(3)),
-            ValueError,
-            ['r', '(2, 3)'],
-        ),
+        (lambda: sylvester(ONE, ONE, ZEROS, ONE, kind='qr'), ValueError, ['kind', "'qr'", 'householder']),
+        (lambda: sylvester(ONE, ONE, ZEROS, ONE, reverse=True), ValueError, ['reverse', 'triangular']),
+        (lambda: sylvester(tf.ones([2, 3]), tf.eye(3), tf.zeros([3]), tf.eye(3)), ValueError, ['r', '(2, 3)']),
     ],
 )
 def test_wrong_arguments(make_flow, error, parts):
