@@ -157,9 +157,7 @@ def _each(modules):
 each_module = _each(MODULES)
 each_tracked_module = _each([module for module in MODULES if module.tracked])
 # To compile takes seconds, so of flows one of each kind, and of distributions the one that holds all the others.
-each_compiled = _each(
-    [module for module in MODULES if module.name in (*KINDS, 'network_context', 'surrogate')]
-)
+each_compiled = _each([module for module in MODULES if module.name in (*KINDS, 'network_context', 'surrogate')])
 each_representative = _each(
     [module for module in MODULES if module.name in ('function', 'blocks', 'inverted', 'surrogate')]
 )
