@@ -152,9 +152,10 @@ def test_entries_of_nested_samples():
 # Samples and weights
 
 
-def test_every_row_has_its_noise_where_the_base_has_no_batch():
+@pytest.mark.parametrize('batch', [[], [1]], ids=str)
+def test_every_row_has_its_noise_where_the_base_has_no_rows(batch):
     def moved(mean, scale, context):
-        base = tfd.Independent(tfd.Normal(tf.zeros([LATENT]), 1.0), 1)
+        base = tfd.Independent(tfd.Normal(tf.zeros([*batch, LATENT]), 1.0), 1)
         return tfd.TransformedDistribution(base, tfb.Chain([tfb.Shift(mean), tfb.Scale(scale)]))
 
     layer = layer_of(moved)
@@ -279,7 +280,7 @@ def test_feature_maps_and_contexts_of_any_shape(make):
 @pytest.mark.slow
 @each_compiled_kit
 def test_fit_changes_every_weight(kit, jit_compile):
-    model = built(kit.vae(kit.SylvesterSampling(1, name='flow')))
+    model = built(kit.vae(kit.PlanarSampling(1, name='flow')))
     assert len(flow_of(model).trainable_weights) == 2
     before = values_of(model.trainable_weights)
     train(model, kit=kit, jit_compile=jit_compile)

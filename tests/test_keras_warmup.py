@@ -196,6 +196,17 @@ def test_checkpoint_in_the_warmup_has_the_full_weight(kit, tmp_path):
     assert flow_of(other).kl_weight_in_training.numpy() == 0.5
 
 
+def test_a_call_that_does_not_train_has_the_full_weight():
+    flow, inputs = K3.layer(0, seed=1), [tf.ones([4, LATENT])] * 2
+    flow(inputs)
+    flow._kl_warmup.set(tf.constant(0.0), 0.25)
+    losses = {}
+    for training in (True, None, False):
+        flow(inputs, training=training)
+        losses[training] = sum(flow.losses)
+    np.testing.assert_allclose([losses[True], losses[None]], 0.25 * losses[False], rtol=1e-6)
+
+
 def own_steps(kit, run_eagerly=False):
     """A VAE whose steps reset the metrics, call the model, and pass no `training`."""
 
