@@ -101,8 +101,7 @@ KINDS = (
     'in_blocks_by_entry',
     'fixed_point',
     'inverted',
-    'convolutional_context',
-    'spline',
+    'convolutional',
     'scalar_bijector',
     'function',
     'chain_of_one',
@@ -262,7 +261,6 @@ def _no_u_turn(target):
 @pytest.mark.parametrize(
     ('kernel', 'inverse', 'jit_compile'),
     [
-        (_hamiltonian, 'auto', True),
         (_hamiltonian, 'fixed_point', True),
         (_no_u_turn, 'auto', False),
     ],
