@@ -29,7 +29,13 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 # Nor need TensorFlow optimize every graph; see `optimized_graphs`.
 tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})
 
-hypothesis.settings.register_profile('tests', max_examples=25, deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    'tests',
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # a busy machine is no fault of a test
+)
 hypothesis.settings.load_profile('tests')
 
 
