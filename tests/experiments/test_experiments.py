@@ -49,7 +49,7 @@ RUNS = {
 }
 PLOTS = {
     'digits': ['images', 'learning_curves', 'posteriors'],
-    'families': ['images', 'learning_curves'],
+    'families': ['images', 'learning_curves', 'posteriors'],
     'mnist': ['images', 'learning_curves'],
     'cifar10': ['images', 'learning_curves'],
     'ablation': ['ablation', 'posteriors'],
