@@ -78,8 +78,8 @@ class PosteriorSampling(SamplingLayer, _Keras3, keras.layers.Layer):
 
     `posterior(z_mean, z_log_var, context=None)` returns a `tfd.Distribution`. The layer does the rest: samples, log q,
     the KL term, free bits, priors, the warm-up, seeds, config and saving. The KL is exact where TFP knows it. For a
-    `tfd.TransformedDistribution` it is that of the base, exact where TFP knows it, plus a correction estimated by the
-    sample, which is zero at the identity; otherwise it is log q(z) - log p(z) at the sample.
+    `tfd.TransformedDistribution` it is log q(z) - log p(z) at the sample, with the KL of the base, where TFP knows that
+    one, as a control variate, which leaves no noise at the identity; otherwise it is log q(z) - log p(z) alone.
 
     Shapes: z_mean, z_log_var and z `[batch, ...]`, where all axes but the first are one event, context `[batch, ...]`,
     log_q `[batch]`. Dtype: the layer's variable dtype, also under a mixed precision policy, since a log-det is a sum
@@ -183,9 +183,9 @@ class IAFSampling(IAFSamplingLayer, PosteriorSampling):
     `IAFSampling()([z_mean, z_log_var, h])`. `layer.posterior(...)` gives the distribution itself. Shapes, dtypes, call
     arguments and errors are those of `PosteriorSampling`; a context may have any shape, `[batch, ...]`.
 
-    The KL term is the closed form for the Gaussian at the base, plus the flow's correction, which is zero at the
-    identity. A new layer is nearly the identity, so training starts where the Gaussian starts. With `num_flows=0` the
-    KL is the closed form alone.
+    The KL of the Gaussian at the base, in closed form, takes noise out of the KL term: near the identity nearly all. A
+    new layer is nearly the identity, so training starts where the Gaussian starts. With `num_flows=0` the KL is the
+    closed form alone.
 
     Cost: one pass of each step's network per call. Weights: `summary()` counts all that are stored, and one that is not
     trainable for `kl_weight`. The masks zero nearly half of the weights in each network's kernels, except in those of
