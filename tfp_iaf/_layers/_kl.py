@@ -100,12 +100,12 @@ def _by_entry(sample: Draw, prior: Prior) -> tf.Tensor:
     assert base is not None and p is not None
     z_0 = sample.z if sample.z_0 is None else sample.z_0
     exact, log_ratio = _registered(base, p), base.log_prob(z_0) - p.log_prob(z_0)
-    kl = log_ratio if exact is None else exact
-    if sample.base is not None:
-        kl = log_ratio + p.log_prob(z_0) - p.log_prob(sample.z) - sample.log_derivatives
-        if exact is not None:
-            log_derivatives = tf.broadcast_to(sample.log_derivatives, tf.shape(sample.z))
-            kl += _coefficient(log_derivatives) * (exact - log_ratio)
+    if sample.base is None:
+        kl = log_ratio if exact is None else exact
+    else:
+        log_derivatives = tf.broadcast_to(sample.log_derivatives, tf.shape(sample.z))
+        kl = _with_control_variate(exact, log_ratio, log_derivatives)
+        kl += p.log_prob(z_0) - p.log_prob(sample.z) - log_derivatives
     return tf.broadcast_to(kl, tf.shape(sample.z))
 
 
@@ -117,25 +117,30 @@ def _by_row(sample: Draw, prior: Prior) -> tf.Tensor:
         if kl is None and sample.base is not None:
             exact = _registered_by_row(sample.base, prior, shape)
             if exact is not None:
-                log_ratio = sample.base.log_prob(sample.z_0) - log_prob(prior, sample.z_0)
+                of_z_0 = log_prob(prior, sample.z_0)
                 log_det = tf.broadcast_to(sample.log_det, tf.shape(sample.z)[:1])
-                coefficient = _coefficient(log_det / tf.cast(shape.num_elements(), log_det.dtype))
-                kl = sample.log_q - log_prob(prior, sample.z) + coefficient * (exact - log_ratio)
+                mean = log_det / tf.cast(shape.num_elements(), log_det.dtype)
+                kl = _with_control_variate(exact, sample.base.log_prob(sample.z_0) - of_z_0, mean)
+                kl += of_z_0 - log_prob(prior, sample.z) - log_det
     if kl is None:
         kl = sample.log_q - log_prob(prior, sample.z)
     return tf.broadcast_to(kl, tf.shape(sample.z)[:1])
 
 
-def _coefficient(log_derivatives: tf.Tensor) -> tf.Tensor:
-    """Returns c for each row, the mean over the others, or 0 if there are none; of the shape of `log_derivatives`.
+def _with_control_variate(exact: tf.Tensor | None, log_ratio: tf.Tensor, log_derivatives: tf.Tensor) -> tf.Tensor:
+    """Returns the KL of a base with as much noise as is useful: exact for a share c, and its estimate for the rest.
 
     Where a flow contracts by g, the part of log p(z) that varies with z_0 does by g squared. With c = 1 for every flow,
-    the noise of a wide base would enter, though the flow has taken it away, and end some trainings.
+    the noise of a wide base would enter, though the flow has taken it away, and end some trainings. c is a mean over
+    the other rows, and 0 if there are none.
     """
+    if exact is None:
+        return log_ratio
     squares = tf.exp(2.0 * tf.minimum(log_derivatives, 0.0))
     squares = tf.where(tf.math.is_finite(squares), squares, tf.zeros([], squares.dtype))  # NaN stays in its row
     others = tf.cast(tf.maximum(tf.shape(squares)[0] - 1, 1), squares.dtype)
-    return tf.stop_gradient((tf.reduce_sum(squares, axis=0, keepdims=True) - squares) / others)
+    c = tf.stop_gradient((tf.reduce_sum(squares, axis=0, keepdims=True) - squares) / others)
+    return c * exact + (1.0 - c) * log_ratio
 
 
 def log_prob(prior: Prior, z: tf.Tensor) -> tf.Tensor:
