@@ -92,19 +92,25 @@ def test_control_variate_for_any_bijector(prior):
     z_0 = q.bijector.inverse(tf.identity(z))
     log_det = q.bijector.forward_log_det_jacobian(z_0, event_ndims=1)
     np.testing.assert_allclose(log_q, q.distribution.log_prob(z_0) - log_det, rtol=1e-3, atol=1e-3)
-    log_ratio = q.distribution.log_prob(z_0) - p.log_prob(z_0)
-    expected = log_q - p.log_prob(z) + coefficient(log_det / LATENT) * (q.distribution.kl_divergence(p) - log_ratio)
+    entropy, exact = q.distribution.entropy(), q.distribution.kl_divergence(p)
+    expected = -entropy - log_det - p.log_prob(z)
+    expected += coefficient(log_det / LATENT) * (p.log_prob(z_0) + entropy + exact)
     np.testing.assert_allclose(sum(layer.losses), np.mean(expected), rtol=1e-3)
 
 
-def test_control_variate_for_feature_maps():
-    def scaled(mean, scale, context):
-        return tfd.TransformedDistribution(tfd.Independent(tfd.Normal(mean, scale), 2), tfb.Scale(2.0))
+@pytest.mark.parametrize('scale', [2.0, 0.5])
+def test_control_variate_for_feature_maps(scale):
+    """A log-det that is one number for all rows."""
+
+    def scaled(mean, stddev, context):
+        return tfd.TransformedDistribution(tfd.Independent(tfd.Normal(mean, stddev), 2), tfb.Scale(scale))
 
     layer, z_mean = layer_of(scaled), normal([5, 3, 2], tf.float32)
     z, _ = layer([z_mean, tf.zeros([5, 3, 2])])
-    p = tfd.Independent(tfd.Normal(tf.zeros([3, 2]), 1.0), 2)
-    expected = 0.5 * tf.reduce_sum(z_mean**2, axis=[1, 2]) - 6 * np.log(2) - p.log_prob(z) + p.log_prob(z / 2)
+    p, entropy = tfd.Independent(tfd.Normal(tf.zeros([3, 2]), 1.0), 2), 3 * np.log(2 * np.pi * np.e)
+    exact = 0.5 * tf.reduce_sum(z_mean**2, axis=[1, 2])
+    expected = -entropy - 6 * np.log(scale) - p.log_prob(z)
+    expected += min(scale, 1) ** 2 * (p.log_prob(z / scale) + entropy + exact)
     np.testing.assert_allclose(sum(layer.losses), np.mean(expected), rtol=1e-4)
 
 

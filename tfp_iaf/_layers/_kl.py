@@ -77,13 +77,14 @@ def is_by_entry(q: tfd.Distribution, prior: Prior) -> bool:
 def kl_divergence(sample: Draw, prior: Prior) -> tf.Tensor:
     r"""Returns KL(q || p) of each row, `[batch]`, or, if `is_by_entry`, its summands, `[batch, *event_shape]`.
 
-    $$\mathrm{KL}(q \,\|\, p) = \mathbb{E}\left[\log q(z) - \log p(z) + c\,\big(\mathrm{KL}(q_0 \,\|\, p) - \log
-      q_0(z_0) + \log p(z_0)\big)\right], \quad c = \overline{\min(1, \partial z / \partial z_0)^2}$$
+    $$\mathrm{KL}(q \,\|\, p) = \mathbb{E}\left[-H(q_0) - \log\left|\det \frac{\partial z}{\partial z_0}\right| - \log
+      p(z) + c\,\big(\log p(z_0) + H(q_0) + \mathrm{KL}(q_0 \,\|\, p)\big)\right], \quad c = \overline{\min(1, \partial
+      z / \partial z_0)^2}$$
 
     for a bijector that takes z_0 of a base q_0 to z. The last term has mean zero, and takes away the noise that z has
     from z_0: at the identity, where c is 1, all of it, so that the KL is exact. c is a mean over the other rows, so it
-    does not depend on a row's own noise. Without a bijector there is only KL(q_0 || p). Where TFP does not know that,
-    log q(z) - log p(z) estimates the whole KL.
+    does not depend on a row's own noise; for a single row it is 1. Without a bijector there is only KL(q_0 || p). Where
+    TFP does not know that, log q(z) - log p(z) estimates the whole KL.
 
     References:
         Eq. `kl-gaussian`, `kl-control-variate` and `kl-by-entry` of the mathematics page.
@@ -99,13 +100,14 @@ def _by_entry(sample: Draw, prior: Prior) -> tf.Tensor:
     base, p = entries_of(sample.q if sample.base is None else sample.base), entries_of(prior)
     assert base is not None and p is not None
     z_0 = sample.z if sample.z_0 is None else sample.z_0
-    exact, log_ratio = _registered(base, p), base.log_prob(z_0) - p.log_prob(z_0)
+    exact = _registered(base, p)
     if sample.base is None:
-        kl = log_ratio if exact is None else exact
+        kl = base.log_prob(z_0) - p.log_prob(z_0) if exact is None else exact
+    elif exact is None:
+        kl = base.log_prob(z_0) - p.log_prob(sample.z) - sample.log_derivatives
     else:
         log_derivatives = tf.broadcast_to(sample.log_derivatives, tf.shape(sample.z))
-        kl = _with_control_variate(exact, log_ratio, log_derivatives)
-        kl += p.log_prob(z_0) - p.log_prob(sample.z) - log_derivatives
+        kl = _with_control_variate(exact, base, z_0, p.log_prob(z_0), p.log_prob(sample.z), log_derivatives)
     return tf.broadcast_to(kl, tf.shape(sample.z))
 
 
@@ -117,30 +119,40 @@ def _by_row(sample: Draw, prior: Prior) -> tf.Tensor:
         if kl is None and sample.base is not None:
             exact = _registered_by_row(sample.base, prior, shape)
             if exact is not None:
-                of_z_0 = log_prob(prior, sample.z_0)
+                log_p_0, log_p = log_prob(prior, sample.z_0), log_prob(prior, sample.z)
                 log_det = tf.broadcast_to(sample.log_det, tf.shape(sample.z)[:1])
-                mean = log_det / tf.cast(shape.num_elements(), log_det.dtype)
-                kl = _with_control_variate(exact, sample.base.log_prob(sample.z_0) - of_z_0, mean)
-                kl += of_z_0 - log_prob(prior, sample.z) - log_det
+                size = shape.num_elements()
+                kl = _with_control_variate(exact, sample.base, sample.z_0, log_p_0, log_p, log_det, size)
     if kl is None:
         kl = sample.log_q - log_prob(prior, sample.z)
     return tf.broadcast_to(kl, tf.shape(sample.z)[:1])
 
 
-def _with_control_variate(exact: tf.Tensor | None, log_ratio: tf.Tensor, log_derivatives: tf.Tensor) -> tf.Tensor:
-    """Returns the KL of a base with as much noise as is useful: exact for a share c, and its estimate for the rest.
+def _with_control_variate(
+    exact: tf.Tensor,
+    base: tfd.Distribution,
+    z_0: tf.Tensor,
+    log_p_0: tf.Tensor,
+    log_p: tf.Tensor,
+    log_det: tf.Tensor,
+    size: int = 1,
+) -> tf.Tensor:
+    """Returns the KL of what a flow makes of `size` entries of a base, whose own KL is known, for each row.
 
-    Where a flow contracts by g, the part of log p(z) that varies with z_0 does by g squared. With c = 1 for every flow,
-    the noise of a wide base would enter, though the flow has taken it away, and end some trainings. c is a mean over
-    the other rows, and 0 if there are none.
+    Where the flow contracts by g, the part of log p(z) that varies with z_0 is g squared times that of log p(z_0). With
+    c = 1 for every flow, the noise of a wide base would enter, though the flow has taken it away, and end some
+    trainings.
     """
-    if exact is None:
-        return log_ratio
-    squares = tf.exp(2.0 * tf.minimum(log_derivatives, 0.0))
+    squares = tf.exp(2.0 * tf.minimum(log_det / tf.cast(size, log_det.dtype), 0.0))
     squares = tf.where(tf.math.is_finite(squares), squares, tf.zeros([], squares.dtype))  # NaN stays in its row
-    others = tf.cast(tf.maximum(tf.shape(squares)[0] - 1, 1), squares.dtype)
-    c = tf.stop_gradient((tf.reduce_sum(squares, axis=0, keepdims=True) - squares) / others)
-    return c * exact + (1.0 - c) * log_ratio
+    others = tf.cast(tf.shape(squares)[0] - 1, squares.dtype)
+    mean = (tf.reduce_sum(squares, axis=0, keepdims=True) - squares) / tf.maximum(others, 1.0)
+    lack = tf.stop_gradient(tf.where(others > 0.0, 1.0 - mean, tf.zeros([], squares.dtype)))
+    try:
+        entropy = base.entropy()
+    except NotImplementedError:
+        entropy = -base.log_prob(z_0)
+    return exact + (log_p_0 - log_p - log_det) - lack * (exact + entropy + log_p_0)
 
 
 def log_prob(prior: Prior, z: tf.Tensor) -> tf.Tensor:
