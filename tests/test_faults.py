@@ -1,5 +1,6 @@
-"""What NaN and infinity must not do: leave their row, or cry wolf; and what densities on a simplex must be."""
+"""What NaN and infinity must not do, whose variables a surrogate takes, and what densities on a simplex must be."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -107,6 +108,42 @@ def test_check_numerics_finds_a_point_that_is_not_finite(in_function, check_nume
     q = made(tf.zeros([3]), tf.ones([3]))
     with pytest.raises(tf.errors.InvalidArgumentError, match='NaN'):
         (tf.function(q.log_prob) if in_function else q.log_prob)(tf.constant([np.inf, 0.0, 0.0]))
+
+
+# Variables of others
+
+
+def _model_with_a_flow_as_its_prior():
+    prior = tfp_iaf.IAFPosterior(2, 1, (8,), seed=0)
+    model = tfd.JointDistributionNamed(
+        {'z': prior(tf.zeros([2]), tf.ones([2])), 'x': lambda z: tfd.MultivariateNormalDiag(z)}
+    ).experimental_pin(x=[1.0, 1.0])
+    return prior, model
+
+
+@pytest.mark.slow
+def test_a_surrogate_trains_and_saves_its_own_variables_alone(tmp_path):
+    prior, model = _model_with_a_flow_as_its_prior()
+    bijector = model.experimental_default_event_space_bijector()
+    q = tfp_iaf.build_iaf_surrogate_posterior(model.event_shape_tensor(), bijector, seed=0)
+    assert not {id(v) for v in q.variables} & {id(v) for v in prior.variables}
+    assert len(q.trainable_variables) == 2 + 2 * 6
+    before = [variable.numpy() for variable in prior.variables]
+    losses = tfp.vi.fit_surrogate_posterior(
+        model.unnormalized_log_prob,
+        q,
+        keras.optimizers.Adam(1e-2),
+        num_steps=20,
+        sample_size=64,
+        trainable_variables=q.trainable_variables,
+        seed=1,
+    )
+    assert losses[-1] < losses[0]
+    for variable, value in zip(prior.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
+    saved = [name for name, _ in tf.train.list_variables(path) if name.endswith('VARIABLE_VALUE')]
+    assert len(saved) == 14
 
 
 # Base measures

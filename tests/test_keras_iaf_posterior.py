@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfp_iaf
 from tests.flows import normal, raises, tfb, tfd
 from tests.keras_models import (
+    K2,
     K3,
     LATENT,
     STANDARD_NORMAL,
@@ -262,3 +263,17 @@ def test_keras_3_takes_what_it_does_not_hold_or_tracks_or_need_not_train():
     assert model(TARGETS).shape == (64, 1)
     fixed = plain(variable_factory=lambda name, value: tf.Variable(value, trainable=False, name=name))
     assert Holder('attribute', fixed)(TARGETS).shape == (64, 1)
+
+
+def test_tf_keras_trains_a_plain_posterior():
+    class Model(K2.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flow = tfp_iaf.IAFPosterior(LATENT, 1, (8,))
+
+        def call(self, x):
+            return self.flow(tf.zeros_like(x), tf.ones_like(x)).log_prob(x)
+
+    model = Model()
+    model(tf.ones([4, LATENT]))
+    assert len(model.trainable_variables) == 4

@@ -207,6 +207,20 @@ def test_a_call_that_does_not_train_has_the_full_weight():
     np.testing.assert_allclose([losses[True], losses[None]], 0.25 * losses[False], rtol=1e-6)
 
 
+@each_kit
+def test_validation_loss_can_be_compared_over_epochs(kit):
+    """With all learning rates zero it is the same, while the loss in training rises."""
+    model = kit.one_output_model(num_flows=0)
+    model.compile(kit.keras.optimizers.SGD(0.0), loss=lambda x, y: 0.0 * (x - y), run_eagerly=True)
+    inputs = data()
+    history = model.fit(
+        inputs, inputs, epochs=4, verbose=0, callbacks=[kit.KLWarmup(3)], validation_data=(inputs, inputs)
+    ).history
+    np.testing.assert_allclose(history['val_loss'], 0.5 * np.array(history['val_flow_kl']), rtol=1e-5)
+    np.testing.assert_allclose(history['val_loss'], [history['val_loss'][0]] * 4, rtol=1e-6)
+    np.testing.assert_allclose(history['loss'], np.linspace(0, 0.5, 4) * history['flow_kl'], rtol=1e-5, atol=1e-6)
+
+
 def own_steps(kit, run_eagerly=False):
     """A VAE whose steps reset the metrics, call the model, and pass no `training`."""
 

@@ -1,6 +1,6 @@
 """What tf_keras alone has: TFP's own layers; and replicas, in either Keras, in a process of their own.
 
-What the layers for both Kerases share is tested for both, in `test_keras` and in the files of each matter.
+What the layers for both Kerases share is tested in `test_keras` and in the files of each matter.
 """
 
 import subprocess
