@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -106,8 +107,7 @@ def _by_entry(sample: Draw, prior: Prior) -> tf.Tensor:
     elif exact is None:
         kl = base.log_prob(z_0) - p.log_prob(sample.z) - sample.log_derivatives
     else:
-        log_derivatives = tf.broadcast_to(sample.log_derivatives, tf.shape(sample.z))
-        kl = _with_control_variate(exact, base, z_0, p.log_prob(z_0), p.log_prob(sample.z), log_derivatives)
+        kl = _with_control_variate(sample, exact, base, p.log_prob, sample.log_derivatives)
     return tf.broadcast_to(kl, tf.shape(sample.z))
 
 
@@ -119,21 +119,18 @@ def _by_row(sample: Draw, prior: Prior) -> tf.Tensor:
         if kl is None and sample.base is not None:
             exact = _registered_by_row(sample.base, prior, shape)
             if exact is not None:
-                log_p_0, log_p = log_prob(prior, sample.z_0), log_prob(prior, sample.z)
-                log_det = tf.broadcast_to(sample.log_det, tf.shape(sample.z)[:1])
-                size = shape.num_elements()
-                kl = _with_control_variate(exact, sample.base, sample.z_0, log_p_0, log_p, log_det, size)
+                log_p = functools.partial(log_prob, prior)
+                kl = _with_control_variate(sample, exact, sample.base, log_p, sample.log_det, shape.num_elements())
     if kl is None:
         kl = sample.log_q - log_prob(prior, sample.z)
     return tf.broadcast_to(kl, tf.shape(sample.z)[:1])
 
 
 def _with_control_variate(
+    sample: Draw,
     exact: tf.Tensor,
     base: tfd.Distribution,
-    z_0: tf.Tensor,
-    log_p_0: tf.Tensor,
-    log_p: tf.Tensor,
+    log_prior: Callable[[tf.Tensor], tf.Tensor],
     log_det: tf.Tensor,
     size: int = 1,
 ) -> tf.Tensor:
@@ -143,6 +140,8 @@ def _with_control_variate(
     c = 1 for every flow, the noise of a wide base would enter, though the flow has taken it away, and end some
     trainings.
     """
+    log_p_0, log_p = log_prior(sample.z_0), log_prior(sample.z)
+    log_det = tf.broadcast_to(log_det, tf.shape(log_p))
     squares = tf.exp(2.0 * tf.minimum(log_det / tf.cast(size, log_det.dtype), 0.0))
     squares = tf.where(tf.math.is_finite(squares), squares, tf.zeros([], squares.dtype))  # NaN stays in its row
     others = tf.cast(tf.shape(squares)[0] - 1, squares.dtype)
@@ -151,7 +150,7 @@ def _with_control_variate(
     try:
         entropy = base.entropy()
     except NotImplementedError:
-        entropy = -base.log_prob(z_0)
+        entropy = -base.log_prob(sample.z_0)
     return exact + (log_p_0 - log_p - log_det) - lack * (exact + entropy + log_p_0)
 
 
