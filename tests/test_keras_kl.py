@@ -11,9 +11,9 @@ from tests.keras_models import (
     K3,
     LATENT,
     STANDARD_NORMAL,
-    coefficient,
     each_compiled_kit,
     each_kit,
+    kl_with_control_variate,
     log_laplace,
     point,
     zeros,
@@ -42,14 +42,10 @@ def with_control_variate(flow, inputs, z, log_q, prior=STANDARD_NORMAL):
     bijector, base = flow.posterior(*inputs).bijector, gaussian(*inputs[:2])
     z_0 = bijector.inverse(tf.identity(z))
     log_derivatives = bijector.forward_log_derivatives(z_0)
-    log_det = base.log_prob(z_0) - log_q
-    c = coefficient(log_det / LATENT)
-    if isinstance(prior, tfd.MultivariateNormalDiag):
-        base, prior = (tfd.Normal(p.mean(), p.stddev()) for p in (base, prior))
-        log_det, c = log_derivatives, coefficient(log_derivatives)
-    kl = -base.entropy() - log_det - prior.log_prob(z)
-    kl += c * (prior.log_prob(z_0) + base.entropy() + base.kl_divergence(prior))
-    return np.sum(kl, axis=-1) if kl.shape.rank > 1 else kl.numpy()
+    if not isinstance(prior, tfd.MultivariateNormalDiag):
+        return kl_with_control_variate(base, prior, z_0, z, base.log_prob(z_0) - log_q, LATENT)
+    base, prior = (tfd.Normal(p.mean(), p.stddev()) for p in (base, prior))
+    return np.sum(kl_with_control_variate(base, prior, z_0, z, log_derivatives), axis=-1)
 
 
 def kl_of(flow):
@@ -256,8 +252,7 @@ def by_entry(flow, inputs, z, p):
         derivatives = np.diagonal(jacobian(flat, tf.reshape(x, [-1, size])), axis1=1, axis2=2)
         log_derivatives += np.reshape(np.log(derivatives), z.shape)
         x = step.forward(x)
-    kl = -base.entropy() - log_derivatives - p.log_prob(z)
-    return (kl + coefficient(log_derivatives) * (p.log_prob(z_0) + base.entropy() + base.kl_divergence(p))).numpy()
+    return kl_with_control_variate(base, p, z_0, z, log_derivatives)
 
 
 @pytest.mark.parametrize(
