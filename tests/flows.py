@@ -448,7 +448,6 @@ each_step = _each([flow for flow in _ALL if flow.order is not None])
 each_conditional = _each([flow for flow in _ALL if flow.context_size is not None])
 # Those whose variables TFP can find: it cannot look into a function.
 _MASKED = [flow for flow in _ALL if flow.make(tf.float32).networks]
-each_masked = _each(_MASKED)
 each_masked_step = _each([flow for flow in _MASKED if flow.order is not None])
 each_with_reference = _each([flow for flow in _ALL if flow.transform is not None])
 each_dtype = pytest.mark.parametrize('dtype', [tf.float32, tf.float64], ids=lambda dtype: dtype.name)
