@@ -39,7 +39,7 @@ class MaskedKernel:
 
     $$y = v\, (K \odot M)$$
 
-    In blocks, $y = \sum_b v_b\, (K_{b, \ge b} \odot M_{b, \ge b})$: what block b may not reach is not multiplied. See
+    In blocks, $y_b = v_{\le b}\, (K_{\le b, b} \odot M_{\le b, b})$: what comes after block b is not multiplied. See
     Eq. `strips` of the mathematics page.
 
     Args:
@@ -89,47 +89,35 @@ class MaskedKernel:
     def _in_blocks(
         self, values: tf.Tensor, weights: tf.Tensor, inputs: Sequence[slice], outputs: Sequence[slice]
     ) -> tf.Tensor:
-        input_sizes, output_sizes = ([run.stop - run.start for run in runs] for runs in (inputs, outputs))
-        # What each block of inputs may reach. Its rows are contiguous in memory.
-        reach = [slice(run.start, self.mask.shape[1]) for run in outputs]
+        # The units up to each block lead to its outputs. The units after it are forbidden as a whole.
+        strips_at = [(slice(0, run.stop), columns) for run, columns in zip(inputs, outputs, strict=True)]
+        size = self.mask.shape[0]
 
-        # What autodiff would give, without padding each part of the gradient to the whole and adding them up.
+        # What autodiff would give, without padding the gradient of each strip to that of the whole and adding them up.
         @tf.custom_gradient
         def multiplied(
             values: tf.Tensor, weights: tf.Tensor
         ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-            by_block = tf.split(values, input_sizes, axis=-1)
-            strips = [
-                self.permitted(_trailing(rows, used.start), run, used)
-                for rows, run, used in zip(tf.split(weights, input_sizes), inputs, reach, strict=True)
-            ]
-            # For each block of outputs, what the inputs up to it contribute.
-            shares: list[list[tf.Tensor]] = [[] for _ in outputs]
-            for b, (value, strip) in enumerate(zip(by_block, strips, strict=True)):
-                for of_output, share in zip(
-                    shares[b:], tf.split(product(value, strip), output_sizes[b:], axis=-1), strict=True
-                ):
-                    of_output.append(share)
+            known = [values[:, rows] if rows.stop < size else values for rows, _ in strips_at]
+            strips = [self.permitted(weights[rows, columns], rows, columns) for rows, columns in strips_at]
 
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                reached = [_trailing(upstream, used.start) for used in reach]
-                of_values = [product(part, strip, transposed=True) for part, strip in zip(reached, strips, strict=True)]
-                of_rows = []
-                for value, part, run, used in zip(by_block, reached, inputs, reach, strict=True):
-                    of_strip = self.permitted(tf.matmul(value, part, transpose_a=True), run, used)
-                    if used.start:
-                        before = tf.zeros([run.stop - run.start, used.start], of_strip.dtype)
-                        of_strip = tf.concat([before, of_strip], axis=1)
-                    of_rows.append(of_strip)
-                return tf.concat(of_values, axis=-1), tf.concat(of_rows, axis=0)
+                of_values, of_strips = [], []
+                for value, strip, (rows, columns) in zip(known, strips, strips_at, strict=True):
+                    part = upstream[:, columns]
+                    after = size - rows.stop
+                    of_values.append(_padded(product(part, strip, transposed=True), [0, after]))
+                    of_strip = self.permitted(tf.matmul(value, part, transpose_a=True), rows, columns)
+                    of_strips.append(_padded(of_strip, [after, 0]))
+                return tf.add_n(of_values), tf.concat(of_strips, axis=1)
 
-            return tf.concat([tf.add_n(parts) for parts in shares], axis=-1), gradient
+            return tf.concat([product(*factors) for factors in zip(known, strips, strict=True)], axis=1), gradient
 
         return multiplied(values, weights)
 
 
-def _trailing(value: tf.Tensor, start: int) -> tf.Tensor:
-    return value[:, start:] if start else value
+def _padded(value: tf.Tensor, after: Sequence[int]) -> tf.Tensor:
+    return tf.pad(value, [[0, size] for size in after]) if any(after) else value
 
 
 def product(values: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:
