@@ -8,8 +8,8 @@ import nox
 
 CONFIG = configparser.ConfigParser()
 CONFIG.read(pathlib.Path(__file__).with_name('setup.cfg'))
-REQUIREMENTS = CONFIG['options']['install_requires'].split()
-TEST_REQUIREMENTS = CONFIG['options.extras_require']['test'].split()
+REQUIREMENTS = CONFIG['options']['install_requires'].strip().splitlines()
+TEST_REQUIREMENTS = CONFIG['options.extras_require']['test'].strip().splitlines()
 
 # The lower bounds of setup.cfg.
 OLDEST = [
