@@ -1,7 +1,7 @@
 """Variational inference on real posteriors, those of TFP's Inference Gym: TFP's surrogate posteriors beside ours.
 
-All are fitted alike, at the learning rate of TFP's tutorials. ELBO: more is better. The log evidence of importance
-weights is at least as large, and if k-hat is below 0.7 it can be trusted. Needs `inference-gym`:
+All are fitted in the same way, at the learning rate of TFP's tutorials. A higher ELBO is better. The
+importance-weighted log evidence is at least as large, and can be trusted if k-hat is below 0.7. Needs `inference-gym`:
 pip install --no-deps inference-gym immutabledict
 """
 

@@ -39,8 +39,8 @@ class MaskedKernel:
 
     $$y = v\, (K \odot M)$$
 
-    In blocks, $y_b = v_{\le b}\, (K_{\le b, b} \odot M_{\le b, b})$: what comes after block b is not multiplied. See
-    Eq. `strips` of the mathematics page.
+    In blocks, $y_b = v_{\le b}\, (K_{\le b, b} \odot M_{\le b, b})$: the units after block
+    b, which it may not see, are not multiplied. See Eq. `strips` of the mathematics page.
 
     Args:
         layers: The sorted degrees of every layer of the network.
@@ -93,7 +93,7 @@ class MaskedKernel:
         strips_at = [(slice(0, run.stop), columns) for run, columns in zip(inputs, outputs, strict=True)]
         size = self.mask.shape[0]
 
-        # What autodiff would give, without padding the gradient of each strip to that of the whole and adding them up.
+        # What autodiff would give. Autodiff would pad the gradient of each strip to the whole kernel, and add them up.
         @tf.custom_gradient
         def multiplied(
             values: tf.Tensor, weights: tf.Tensor
