@@ -123,8 +123,8 @@ def write():
     }
     outputs |= {name: outputs_of_model(made) for name, made in models.items()}
     path = FOLDER / 'outputs.npz'
-    before = dict(np.load(path)) if path.exists() else {'keras_version': keras.__version__}
-    np.savez(path, **{**outputs, **before})
+    versions = {'keras_version': keras.__version__, 'tf_keras_version': tf_keras.__version__}
+    np.savez(path, **{**outputs, **(dict(np.load(path)) if path.exists() else versions)})
 
 
 if __name__ == '__main__':

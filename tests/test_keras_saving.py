@@ -88,7 +88,8 @@ def _classes(kit):
         def call(self, x):
             loc = self.loc(x)
             q = self.flow(loc, tf.ones_like(loc), self.context(x))
-            return {'x': tf.pad(q.sample(seed=[0, 1]), [[0, 0], [0, FEATURES - LATENT]])}
+            z = q.sample(seed=[0, 1])
+            return {'x': tf.pad(z, [[0, 0], [0, FEATURES - LATENT]]), 'z': z, 'log_q': q.log_prob(z)}
 
     return {'own_posterior': OwnPosterior, 'learned_prior': LearnedPrior, 'density': Density}
 
@@ -100,8 +101,9 @@ def _of_feature_maps(kit):
     layers = kit.keras.layers
     inputs = kit.keras.Input([FEATURES])
     maps = [layers.Reshape([2, 1, size])(layers.Dense(2 * size)(inputs)) for size in (2, 2, 3)]
-    z, _ = kit.IAFSampling(2, filters=(5, 4), name='flow')(maps)
-    return kit.keras.Model(inputs, {'x': layers.Dense(FEATURES, name='x')(layers.Flatten()(z))})
+    z, log_q = kit.IAFSampling(2, filters=(5, 4), name='flow')(maps)
+    outputs = {'x': layers.Dense(FEATURES, name='x')(layers.Flatten()(z)), 'z': z, 'log_q': log_q}
+    return kit.keras.Model(inputs, outputs)
 
 
 MODELS = {
