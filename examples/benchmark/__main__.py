@@ -12,6 +12,7 @@ medians and quartiles over rounds, and writes all measurements to `results.csv`.
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -67,6 +68,8 @@ def set_up(threads: int, one_by_one: bool) -> None:
     os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'float32')
+    if importlib.util.find_spec('triton'):
+        importlib.import_module('triton')  # PyTorch imports it late, and it crashes if TensorFlow was first
     import tensorflow as tf
 
     tf.config.experimental.enable_tensor_float_32_execution(False)
