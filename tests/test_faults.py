@@ -1,6 +1,5 @@
 """What NaN and infinity must not do, whose variables a surrogate takes, and what densities on a simplex must be."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -122,28 +121,12 @@ def _model_with_a_flow_as_its_prior():
 
 
 @pytest.mark.slow
-def test_a_surrogate_trains_and_saves_its_own_variables_alone(tmp_path):
+def test_a_surrogate_has_its_own_variables_alone():
     prior, model = _model_with_a_flow_as_its_prior()
     bijector = model.experimental_default_event_space_bijector()
     q = tfp_iaf.build_iaf_surrogate_posterior(model.event_shape_tensor(), bijector, seed=0)
     assert not {id(v) for v in q.variables} & {id(v) for v in prior.variables}
-    assert len(q.trainable_variables) == 2 + 2 * 6
-    before = [variable.numpy() for variable in prior.variables]
-    losses = tfp.vi.fit_surrogate_posterior(
-        model.unnormalized_log_prob,
-        q,
-        keras.optimizers.Adam(1e-2),
-        num_steps=20,
-        sample_size=64,
-        trainable_variables=q.trainable_variables,
-        seed=1,
-    )
-    assert losses[-1] < losses[0]
-    for variable, value in zip(prior.variables, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
-    path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
-    saved = [name for name, _ in tf.train.list_variables(path) if name.endswith('VARIABLE_VALUE')]
-    assert len(saved) == 14
+    assert len(q.trainable_variables) == len(q.variables) == 2 + 2 * 6
 
 
 # Base measures
