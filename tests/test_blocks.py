@@ -76,7 +76,7 @@ def test_costs_about_one_network_pass_and_the_graph_does_not_grow_with_the_event
         return len(graph.node) + sum(len(inner.node_def) for inner in graph.library.function)
 
     small, large = traced(64), traced(256)
-    # For each of two layers, one with each of the seven strips before the blocks that are not the first, and with the
-    # block itself one in the first iteration and one in the loop's body.
-    assert count_ops(small, 'MatMul') == 2 * (7 + 8 * 2)
+    # For each of two layers, one with each of the seven strips before the blocks that are not the first, and one with
+    # each block itself, in the loop's body.
+    assert count_ops(small, 'MatMul') == 2 * (7 + 8)
     assert nodes(large) == nodes(small)

@@ -203,10 +203,12 @@ def _solve(
                 if layer:
                     values = layers.activation(sums[-1])
                 sums.append(share + product(values, square))
-            return transform.inverse(target, _by_entry(sums[-1], layers.params))[0], tuple(sums)
+            new = transform.inverse(target, _by_entry(sums[-1], layers.params))[0]
+            return tf.ensure_shape(new, target.shape), tuple(sums)
 
         count = entries.stop - entries.start
-        x, sums = iterated(update, target, count, scale, size[:, entries], differentiable)
+        rest = tuple(_zeros(target, square.shape[1]) for square in squares)
+        x, sums = iterated(update, target, count, scale, size[:, entries], differentiable, rest)
         solution.append(x)
         for layer, total in enumerate(sums):
             outputs[layer].append(total)
@@ -286,7 +288,8 @@ class _Transposed:
 
             # Units of the lowest degree depend on the unknown that comes out last: their sums take one more.
             count = entries.stop - entries.start + 1
-            w, totals = iterated(update, start[:, entries], count, scale, size[:, entries])
+            rest = tuple(_zeros(start, square.shape[1]) for square in squares)
+            w, totals = iterated(update, start[:, entries], count, scale, size[:, entries], rest=rest)
             solution.insert(0, w)
             for parts, total in zip(cotangents, totals, strict=True):
                 parts.insert(0, total)
@@ -295,6 +298,10 @@ class _Transposed:
 
 def _joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)
+
+
+def _zeros(like: tf.Tensor, size: int) -> tf.Tensor:
+    return tf.zeros([like.shape[0] or tf.shape(like)[0], size], like.dtype)
 
 
 def _by_entry(outputs: tf.Tensor, params: int) -> tf.Tensor:

@@ -51,6 +51,7 @@ def iterated(
     scale: tf.Tensor,
     size: tf.Tensor,
     differentiable: bool = False,
+    rest: Any = None,
 ) -> tuple[tf.Tensor, Any]:
     """Applies `update` until no entry moves, at most `max_iterations` times; on a GPU, perhaps once more.
 
@@ -62,6 +63,8 @@ def iterated(
         size: The size below which each entry counts as zero; see `sizes`.
         differentiable: Whether to make all iterations, so that autodiff through them is exact, instead of ending early
             without being recorded.
+        rest: Tensors of the shapes of what `update` returns besides the value, if they and that of the value are known
+            before. On a CPU, all iterations are then made in the loop, and the graph has one of them instead of two.
     """
     if differentiable:
         return _all_iterations(lambda x: update(confined(x, scale)), start, max_iterations)
@@ -75,25 +78,25 @@ def iterated(
         )
         return ~tf.reduce_all(still)
 
-    def iterations(count: int, x: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
-        old, rest = x, None
+    def iterations(count: int, x: tf.Tensor, rest: Any) -> tuple[tf.Tensor, Any, tf.Tensor]:
+        old = x
         for _ in range(count):
             old, (x, rest) = x, update(confined(x, scale))
         return x, rest, is_moving(x, old)
 
     # A tape that might differentiate the loop would keep the values of every iteration.
     with _compat.stop_recording():
-        # Before the loop there is one iteration at least: it gives everything the shape that it keeps. A GPU makes the
-        # host wait for every look at what it computed.
-        before, between = (1, 1) if runs_on_cpu(start) else (4, 2)
+        # An iteration before the loop gives everything the shape that it keeps. A GPU makes the host wait for every
+        # look at what it computed.
+        before, between = (int(rest is None), 1) if runs_on_cpu(start) else (4, 2)
         if isinstance(max_iterations, int):
             before = min(before, max_iterations)
-        x, rest, moving = iterations(before, start)
+        x, rest, moving = iterations(before, start, rest) if before else (start, rest, tf.constant(True))
         if isinstance(max_iterations, int) and before == max_iterations:
             return x, rest
         x, rest, _ = tf.while_loop(
             lambda x, rest, moving: moving,
-            lambda x, rest, moving: iterations(between, x),
+            lambda x, rest, moving: iterations(between, x, rest),
             (x, rest, moving),
             maximum_iterations=-(-(max_iterations - before) // between),
         )
