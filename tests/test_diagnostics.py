@@ -43,7 +43,18 @@ def test_a_wide_posterior():
     np.testing.assert_array_equal(sample, diagnosis.resample(5000, seed=0))
 
 
-@pytest.mark.parametrize(('scale', 'word'), [(0.6, 'not reliable'), (0.1, 'not to be trusted')])
+def test_error_of_k_hat():
+    """Of weights of a known shape, the estimates scatter as it says; near the limit there is no verdict."""
+    q, p = tfd.Normal(0.0, 0.55), tfd.Normal(0.0, 1.0)
+    diagnoses = [diagnose(p.log_prob, q, seed=[0, seed]) for seed in range(12)]
+    scatter = np.std([diagnosis.k_hat for diagnosis in diagnoses])
+    assert 0.5 * scatter < diagnoses[0].k_hat_error < 2 * scatter
+    for diagnosis in diagnoses:
+        is_near = abs(diagnosis.k_hat - diagnosis.k_limit) < diagnosis.k_hat_error
+        assert is_near == ('on the limit' in str(diagnosis))
+
+
+@pytest.mark.parametrize(('scale', 'word'), [(0.45, 'not reliable'), (0.1, 'not to be trusted')])
 def test_a_narrow_posterior(scale, word):
     """The weights of a normal p under a narrower q have the tail index k = 1 - scale^2, and more in practice."""
     q, p = tfd.MultivariateNormalDiag(scale_diag=[scale] * 4), tfd.MultivariateNormalDiag(tf.zeros([4]))
@@ -134,5 +145,12 @@ def test_wrong_arguments():
         diagnose(q.log_prob, q, 10)
     with raises(ValueError, 'surrogate_posterior', '[10000, 2]', '[]'):
         diagnose(q.log_prob, tfd.Normal([0.0, 0.0], 1.0))
+    for target, shape in (
+        (lambda z: tf.reduce_sum(z), '[]'),
+        (lambda z: 0.0, '[]'),
+        (lambda z: tf.stack([z, z], axis=-1), '[10000, 2]'),
+    ):
+        with raises(ValueError, 'target_log_prob_fn', shape, '[10000]', 'each sample'):
+            diagnose(target, q)
     with raises(ValueError, 'target_log_prob_fn', 'finite'):
         diagnose(lambda z: z * np.nan, q)

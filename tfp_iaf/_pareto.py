@@ -9,9 +9,14 @@ import math
 
 import numpy as np
 
-__all__ = ['smoothed']
+__all__ = ['smoothed', 'tail_size']
 
 _FEWEST_OF_TAIL = 5
+
+
+def tail_size(count: int) -> int:
+    """Returns how many of so many weights are in the tail."""
+    return int(min(0.2 * count, 3 * math.sqrt(count)))
 
 
 def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
@@ -27,7 +32,7 @@ def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """
     # What is added to all cancels, and the largest weight is now 1.
     log_weights = log_weights - np.max(log_weights)
-    size = int(min(0.2 * log_weights.size, 3 * math.sqrt(log_weights.size)))
+    size = tail_size(log_weights.size)
     if size < _FEWEST_OF_TAIL:
         return log_weights - np.logaddexp.reduce(log_weights), np.inf
     by_size = np.argsort(log_weights)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfp_iaf import _compat
 from tfp_iaf._checks import checked_size
-from tfp_iaf._pareto import smoothed
+from tfp_iaf._pareto import smoothed, tail_size
 
 __all__ = ['Diagnosis', 'diagnose']
 
@@ -32,6 +32,7 @@ class Diagnosis:
         effective_samples: $1 / \sum_i w_i^2$ of the `weights`: how many samples of p those of q are worth.
         k_hat: The shape of the tail of w. Above `k_limit`, what is estimated by weights is not reliable. Minus infinity
             if the largest weights are equal, infinity if one is all.
+        k_hat_error: About its standard error, $(1 + \hat k) / \sqrt{M}$ for M weights in the tail.
         k_limit: $\min(1 - 1 / \log_{10} S,\ 0.7)$ for S samples.
         num_lost: Samples of which the target's log-density is NaN or infinite. They have weight 0. The ELBO, which is
             minus infinity or NaN with them, is that of the other samples.
@@ -46,6 +47,7 @@ class Diagnosis:
     log_evidence: float
     effective_samples: float
     k_hat: float
+    k_hat_error: float
     k_limit: float
     num_lost: int
     num_without_gradient: int
@@ -76,8 +78,8 @@ class Diagnosis:
         lines = [
             f'ELBO {self.elbo:.3f} ± {self.elbo_error:.3f}, log evidence {self.log_evidence:.3f} by importance '
             f'weights: KL(q || p) is {kl}.',
-            f'Pareto k-hat {self.k_hat:.2f}, effective samples {self.effective_samples:.0f} of {count}: '
-            f'{self._judgement()}',
+            f'Pareto k-hat {self.k_hat:.2f} ± {self.k_hat_error:.2f}, effective samples '
+            f'{self.effective_samples:.0f} of {count}: {self._judgement()}',
         ]
         if self.num_lost:
             lines.append(
@@ -99,11 +101,13 @@ class Diagnosis:
             return 'not to be trusted. Too much of q is where the target is not finite.'
         if self.k_hat <= 0.5 and self.k_hat <= self.k_limit:
             return 'good. Weighted or resampled, the samples stand for the target.'
+        if abs(self.k_hat - self.k_limit) < self.k_hat_error:
+            return 'on the limit of what is usable. More samples (`num_samples`) tell on which side.'
         if self.k_hat <= self.k_limit:
             return 'usable. Weighted or resampled, the samples stand for the target, with some more noise.'
         if self.k_hat < 1:
             return (
-                'not reliable. A few samples carry the weights: q is too narrow somewhere. The log evidence is too '
+                'not reliable. The tail of the weights is heavy: q is too narrow somewhere. The log evidence is too '
                 'low, and weights do not correct q. Train for longer, or take a more flexible flow.'
             )
         return (
@@ -131,7 +135,8 @@ def diagnose(
         A `Diagnosis`.
 
     Raises:
-        ValueError: If `num_samples` is below 100, q has a batch shape, or the target is not finite anywhere.
+        ValueError: If `num_samples` is below 100, q has a batch shape, or the target does not give one log-density for
+            each sample, or is not finite anywhere.
         TypeError: If `num_samples` is not an int.
 
     Cost: one pass of each network, and one evaluation of the target with its gradient, for each sample, all at once.
@@ -151,21 +156,26 @@ def diagnose(
     """
     count = checked_size('num_samples', num_samples, minimum=100)
 
-    @tf.function(autograph=False)
-    def draw() -> tuple[Any, tf.Tensor, list[tf.Tensor]]:
+    def draw() -> tuple[Any, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         samples, log_q = surrogate_posterior.experimental_sample_and_log_prob(count, seed=seed)
         with tf.GradientTape() as tape:
             tape.watch(samples)
-            log_p = _compat.call_with_parts(target_log_prob_fn, samples)
-        return samples, log_p - log_q, tape.gradient(log_p, tf.nest.flatten(samples), unconnected_gradients='zero')
+            log_p = tf.convert_to_tensor(_compat.call_with_parts(target_log_prob_fn, samples), log_q.dtype)
+        return samples, log_p, log_q, tape.gradient(log_p, tf.nest.flatten(samples), unconnected_gradients='zero')
 
-    samples, log_weights, slopes = draw()
-    if log_weights.shape != [count]:
+    # As a concrete function: TensorFlow would warn of tracing again, when several fits are diagnosed.
+    samples, log_p, log_q, slopes = tf.function(draw, autograph=False).get_concrete_function()()
+    if log_q.shape != [count]:
         raise ValueError(
-            f'surrogate_posterior: got log-weights of shape {log_weights.shape.as_list()} for {count} samples, '
-            f'expected [{count}]: one posterior, of batch shape [], and one log-density for each sample.'
+            f'surrogate_posterior: got log-densities of shape {log_q.shape.as_list()} for {count} samples, expected '
+            f'[{count}]: one posterior, of batch shape [].'
         )
-    log_weights = log_weights.numpy().astype(np.float64)
+    if log_p.shape != [count]:
+        raise ValueError(
+            f'target_log_prob_fn: got log-densities of shape {log_p.shape.as_list()} for {count} samples, expected '
+            f'[{count}]: one for each sample. Sum over the axes of an event alone, not over those of the samples.'
+        )
+    log_weights = (log_p - log_q).numpy().astype(np.float64)
     is_known = np.isfinite(log_weights)
     if not is_known.any():
         raise ValueError(
@@ -182,6 +192,7 @@ def diagnose(
         log_evidence=float(np.logaddexp.reduce(known) - np.log(count)),
         effective_samples=float(1 / np.sum(weights**2)),
         k_hat=k_hat,
+        k_hat_error=(1 + k_hat) / np.sqrt(tail_size(known.size)) if np.isfinite(k_hat) else 0.0,
         k_limit=min(1 - 1 / np.log10(count), 0.7),
         num_lost=int(count - known.size),
         num_without_gradient=int(np.sum(~np.all([_are_finite(slope) for slope in slopes], axis=0))),
