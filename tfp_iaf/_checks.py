@@ -120,9 +120,10 @@ def checked_tensor(argument: str, value: Any, shape: tf.TensorShape, dtype: tf.D
     """
     given = getattr(value, 'dtype', None)
     if (tf.is_tensor(value) or isinstance(value, tf.Module)) and given != dtype:
+        given = tf.as_dtype(given)
+        way_out = f', or make another with dtype=tf.{given.name}.' if given in (tf.float32, tf.float64) else '.'
         raise TypeError(
-            f'{argument}: got dtype {tf.as_dtype(given).name}, expected {dtype.name}, the dtype of {owner!r}. Cast it, '
-            f'or make {owner!r} with dtype=tf.{tf.as_dtype(given).name}.'
+            f'{argument}: got dtype {given.name}, expected {dtype.name}, the dtype of {owner!r}. Cast it{way_out}'
         )
     # A variable, or TFP's stand-ins for one, would lose its gradient outside of a tape, and be lost to tracking.
     if not isinstance(value, (tf.Variable, tf.Module)):

@@ -263,8 +263,8 @@ def network_and_units(
     for argument, given in (('hidden_units', units != HIDDEN_UNITS), ('network', network is not None)):
         if given:
             raise ValueError(
-                f'filters: got {filters!r} beside {argument}, expected one of the two: filters make a '
-                f'MaskedConvolutionalNetwork, hidden_units a dense one, and a network of your own gets hidden_units.'
+                f'filters: got {filters!r} beside {argument}, expected one of the two. Leave out {argument} for '
+                f'convolutional networks, and filters for all others.'
             )
     return MaskedConvolutionalNetwork, checked_hidden_units(filters, 'filters')
 
