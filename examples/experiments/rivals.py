@@ -25,8 +25,16 @@ RIVALS = ('mean field', 'full rank', 'ASVI', "TFP's IAF", *OURS)
 
 
 def applies(rival: str, target: Target) -> bool:
-    """Tells whether a kind of q exists for a target: ASVI is made of the conditionals of a joint distribution."""
-    return rival != 'ASVI' or isinstance(target.prior, tfd.JointDistribution)
+    """Tells whether a kind of q exists for a target.
+
+    ASVI is made of the conditionals of a joint distribution, for which TFP has no substitute for a Gaussian process.
+    """
+    if rival != 'ASVI':
+        return True
+    if not isinstance(target.prior, tfd.JointDistribution):
+        return False
+    conditionals = tf.nest.flatten(target.prior.sample_distributions(seed=0)[0])
+    return not any(isinstance(conditional, tfd.GaussianProcess) for conditional in conditionals)
 
 
 def build(rival: str, target: Target, depth: int, seed: int) -> Any:
@@ -34,14 +42,20 @@ def build(rival: str, target: Target, depth: int, seed: int) -> Any:
     keras.utils.set_random_seed(seed)  # TFP's builders have no seed
     if rival in OURS:
         return tfp_iaf.build_iaf_surrogate_posterior(
-            target.event_shape, target.bijector, depth, seed=seed, **OURS[rival]
+            target.event_shape, target.bijector, depth, seed=seed, dtype=_dtype(target), **OURS[rival]
         )
     if rival == 'ASVI':
         return tfp.experimental.vi.build_asvi_surrogate_posterior(target.prior)
     if rival == "TFP's IAF":
         return _tutorial(target, depth)
     operators = {'mean field': 'diag', 'full rank': 'tril'}[rival]
-    return tfp.experimental.vi.build_affine_surrogate_posterior(target.event_shape, operators, target.bijector)
+    return tfp.experimental.vi.build_affine_surrogate_posterior(
+        target.event_shape, operators, target.bijector, dtype=_dtype(target)
+    )
+
+
+def _dtype(target: Target) -> tf.DType:
+    return tf.nest.flatten(target.dtype)[0]
 
 
 def _tutorial(target: Target, depth: int) -> Any:
@@ -60,11 +74,17 @@ def _tutorial(target: Target, depth: int) -> Any:
         restructure = tfb.Restructure(tf.nest.pack_sequence_as(shapes, range(len(sizes))))
         parts = [tfb.JointMap(reshape), restructure, tfb.Split(sizes)]
     networks = [
-        tfb.AutoregressiveNetwork(params=2, event_shape=[sum(sizes)], hidden_units=[width, width], activation='relu')
+        tfb.AutoregressiveNetwork(
+            params=2,
+            event_shape=[sum(sizes)],
+            hidden_units=[width, width],
+            activation='relu',
+            dtype=_dtype(target).name,
+        )
         for _ in range(depth)
     ]
     for network in networks:
         network.build([None, sum(sizes)])  # otherwise it has no variables before the first sample
     steps = [tfb.Invert(tfb.MaskedAutoregressiveFlow(network)) for network in networks]
-    base = tfd.Sample(tfd.Normal(0.0, 1.0), [sum(sizes)])
+    base = tfd.Sample(tfd.Normal(tf.zeros([], _dtype(target)), 1.0), [sum(sizes)])
     return tfd.TransformedDistribution(base, tfb.Chain([support, *parts, *steps]))
