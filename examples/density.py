@@ -1,7 +1,7 @@
 """A density from points, by maximum likelihood
 ============================================
 
-The likelihood of a given point takes the inverse of the flow, which is exact here and costs two or three passes of each
+The likelihood of a given point takes the inverse of the flow, which is exact here and costs about two passes of each
 network. So the flow that gives samples in one pass can be fitted to data as well: here, to two moons in the plane.
 
 To run it::
