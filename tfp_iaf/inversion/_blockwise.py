@@ -207,8 +207,7 @@ def _solve(
             return tf.ensure_shape(new, target.shape), tuple(sums)
 
         count = entries.stop - entries.start
-        rest = tuple(_zeros(target, square.shape[1]) for square in squares)
-        x, sums = iterated(update, target, count, scale, size[:, entries], differentiable, rest)
+        x, sums = iterated(update, target, count, scale, size[:, entries], differentiable, _zeros(target, squares))
         solution.append(x)
         for layer, total in enumerate(sums):
             outputs[layer].append(total)
@@ -288,7 +287,7 @@ class _Transposed:
 
             # Units of the lowest degree depend on the unknown that comes out last: their sums take one more.
             count = entries.stop - entries.start + 1
-            rest = tuple(_zeros(start, square.shape[1]) for square in squares)
+            rest = _zeros(start, squares)
             w, totals = iterated(update, start[:, entries], count, scale, size[:, entries], rest=rest)
             solution.insert(0, w)
             for parts, total in zip(cotangents, totals, strict=True):
@@ -300,8 +299,10 @@ def _joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)
 
 
-def _zeros(like: tf.Tensor, size: int) -> tf.Tensor:
-    return tf.zeros([like.shape[0] or tf.shape(like)[0], size], like.dtype)
+def _zeros(rows: tf.Tensor, squares: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    """Returns one value of zero for each row and each unit that comes out of a square, layer by layer."""
+    count = rows.shape[0] or tf.shape(rows)[0]
+    return tuple(tf.zeros([count, square.shape[1]], rows.dtype) for square in squares)
 
 
 def _by_entry(outputs: tf.Tensor, params: int) -> tf.Tensor:

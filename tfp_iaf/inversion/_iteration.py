@@ -86,9 +86,9 @@ def iterated(
 
     # A tape that might differentiate the loop would keep the values of every iteration.
     with _compat.stop_recording():
-        # An iteration before the loop gives everything the shape that it keeps. A GPU makes the host wait for every
-        # look at what it computed.
-        before, between = (int(rest is None), 1) if runs_on_cpu(start) else (4, 2)
+        # An iteration before the loop gives everything the shape that it keeps, and a single one needs no loop. A GPU
+        # makes the host wait for every look at what it computed.
+        before, between = (int(rest is None or max_iterations == 1), 1) if runs_on_cpu(start) else (4, 2)
         if isinstance(max_iterations, int):
             before = min(before, max_iterations)
         x, rest, moving = iterations(before, start, rest) if before else (start, rest, tf.constant(True))
