@@ -115,6 +115,10 @@ def no_loss(target, output):
     return 0.0 * tf.reduce_sum(target, axis=-1)
 
 
+# Keras 3.6 cannot leave an output without a loss.
+LOSSES = {'x': 'mse', 'z': no_loss, 'log_q': no_loss}
+
+
 @registered
 def log_laplace(z):
     """The log-density of a prior."""
@@ -166,15 +170,14 @@ def assert_all_changed(weights, before):
 def train(model, epochs=1, jit_compile=None, rows=5, kit=K3, callbacks=None):
     """Trains a model; eagerly, which takes less time than to trace it, unless `jit_compile` says how to compile."""
     how = {'run_eagerly': True} if jit_compile is None else {'jit_compile': jit_compile}
-    # Keras 3.6 cannot leave an output without a loss.
-    model.compile(kit.keras.optimizers.Adam(0.01), loss={'x': 'mse', 'z': no_loss, 'log_q': no_loss}, **how)
+    model.compile(kit.keras.optimizers.Adam(0.01), loss=LOSSES, **how)
     return fit(model, epochs, rows, callbacks)
 
 
 def fit(model, epochs=1, rows=5, callbacks=None, **kwargs):
     """Trains a compiled model; the last batch is smaller than the others."""
     inputs = data(rows)
-    targets = {name: inputs for name in ('x', 'z', 'log_q')}
+    targets = dict.fromkeys(LOSSES, inputs)
     return model.fit(inputs, targets, batch_size=5, epochs=epochs, verbose=0, callbacks=callbacks, **kwargs)
 
 

@@ -192,7 +192,7 @@ def diagnose(
         log_evidence=float(np.logaddexp.reduce(known) - np.log(count)),
         effective_samples=float(1 / np.sum(weights**2)),
         k_hat=k_hat,
-        k_hat_error=(1 + k_hat) / np.sqrt(tail_size(known.size)) if np.isfinite(k_hat) else 0.0,
+        k_hat_error=float((1 + k_hat) / np.sqrt(tail_size(known.size))) if np.isfinite(k_hat) else 0.0,
         k_limit=min(1 - 1 / np.log10(count), 0.7),
         num_lost=int(count - known.size),
         num_without_gradient=int(np.sum(~np.all([_are_finite(slope) for slope in slopes], axis=0))),

@@ -65,7 +65,7 @@ def _tutorial(target: Target, depth: int) -> Any:
     support = tfb.JointMap(target.bijector) if tf.nest.is_nested(target.bijector) else target.bijector
     shapes = support.inverse_event_shape(target.event_shape)
     sizes = [shape.num_elements() for shape in tf.nest.flatten(shapes)]
-    width = max(sum(sizes), 32)
+    width, dtype = max(sum(sizes), 32), _dtype(target)
     parts: list[Any]
     if not tf.nest.is_nested(shapes):
         parts = [tfb.Reshape(shapes, [sum(sizes)])]
@@ -79,12 +79,12 @@ def _tutorial(target: Target, depth: int) -> Any:
             event_shape=[sum(sizes)],
             hidden_units=[width, width],
             activation='relu',
-            dtype=_dtype(target).name,
+            dtype=dtype.name,
         )
         for _ in range(depth)
     ]
     for network in networks:
         network.build([None, sum(sizes)])  # otherwise it has no variables before the first sample
     steps = [tfb.Invert(tfb.MaskedAutoregressiveFlow(network)) for network in networks]
-    base = tfd.Sample(tfd.Normal(tf.zeros([], _dtype(target)), 1.0), [sum(sizes)])
+    base = tfd.Sample(tfd.Normal(tf.zeros([], dtype), 1.0), [sum(sizes)])
     return tfd.TransformedDistribution(base, tfb.Chain([support, *parts, *steps]))

@@ -39,10 +39,9 @@ class InverseAutoregressiveFlow(ElementwiseBijector):
     2.6e15 in float32, where a network can overflow, come out as NaN, and so does the log-det of their event.
 
     Cost: `forward` and its log-det together take one network pass. `inverse` of a result of `forward` takes none, for
-    as long as that result lives (TFP's cache). `inverse` of any other point and its log-det together take
-    about twice as long as `forward` for a `MaskedAutoregressiveNetwork`, and at most D + 1 passes for other networks.
-    These figures are for a `tf.function`; eagerly, the many small operations of an inverse take longer than their
-    arithmetic.
+    as long as that result lives (TFP's cache). `inverse` of any other point and its log-det together take about twice
+    as long as `forward` for a `MaskedAutoregressiveNetwork`, and at most D + 1 passes for other networks. These figures
+    are for a `tf.function`; eagerly, the many small operations of an inverse take longer than their arithmetic.
 
     Caching: eagerly, a result is computed again once the variables of the network have been assigned to, and always for
     a tape that did not see how it was made. A `tfb.Chain` of your own notices neither: if a sample z is older than an
