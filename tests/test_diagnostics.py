@@ -54,6 +54,15 @@ def test_error_of_k_hat():
         assert is_near == ('on the limit' in str(diagnosis))
 
 
+@pytest.mark.parametrize(
+    ('scale', 'size', 'count', 'words'), [(0.6, 4, 10000, 'on the limit'), (0.65, 1, 400000, 'usable. ')]
+)
+def test_near_the_limit_more_samples_give_a_verdict(scale, size, count, words):
+    """The limit is 0.7 for either, k about 0.7 and 0.6, and its error 0.1 and 0.04."""
+    q, p = tfd.MultivariateNormalDiag(scale_diag=[scale] * size), tfd.MultivariateNormalDiag(tf.zeros([size]))
+    assert words in str(diagnose(p.log_prob, q, count, seed=[0, 0]))
+
+
 @pytest.mark.parametrize(('scale', 'word'), [(0.45, 'not reliable'), (0.1, 'not to be trusted')])
 def test_a_narrow_posterior(scale, word):
     """The weights of a normal p under a narrower q have the tail index k = 1 - scale^2, and more in practice."""
