@@ -1,7 +1,7 @@
 """Variational inference on the energies U1 to U4 of Rezende and Mohamed 2015: how far steps of a flow help.
 
-A diagonal Gaussian and flows of 1, 2, 4 and 8 steps with gated, affine and spline transforms are fitted to four
-densities known up to a constant, with the same training for all. The constant is known by quadrature, and so
+A diagonal Gaussian and flows of 1, 2, 4 and 8 steps, IAFs and the planar and radial ones of the paper, are fitted to
+four densities known up to a constant, with the same training for all. The constant is known by quadrature, and so
 KL(q || p) = log Z - ELBO is known too.
 
 The KL is an expectation under q: what q leaves out costs it little, and a lost branch of p no more than minus the log
@@ -24,7 +24,7 @@ from .commands import Command
 from .inference import Result, Settings
 from .targets import ENERGIES, WINDOW
 
-COLORS = {'gated': '#CC79A7', 'affine': '#D55E00', 'spline': '#009E73'}
+COLORS = {'gated': '#CC79A7', 'affine': '#D55E00', 'spline': '#009E73', 'planar': '#0072B2', 'radial': '#E69F00'}
 SETTINGS = Settings('U1', activation='tanh', steps=3000, learning_rate=1e-2, annealing=0.5)
 QUICK = {'family': ('affine',), 'depth': (0, 1, 4), 'steps': 500, 'evaluation_samples': 10000}
 

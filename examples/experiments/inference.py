@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,14 +16,18 @@ import tfp_iaf
 from . import reports, runs
 from .targets import ENERGIES, JOINTS, WINDOW, Energy
 
+tfb, tfd = tfp.bijectors, tfp.distributions
+
 TARGETS: dict[str, Any] = {**ENERGIES, **JOINTS}
+_VECTOR_FLOWS = ('planar', 'radial')
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """All that a fit depends on.
 
-    family: 'gated', 'affine' or 'spline', or 'full covariance', without a flow
+    family: 'gated', 'affine' or 'spline' steps of an IAF; 'planar' or 'radial' steps, of energies alone; or 'full
+        covariance', without a flow
     depth: steps of the flow; 0: a diagonal Gaussian
     activation: of the networks; a bounded one keeps the inverse of a point far from q's samples finite
     steps, sample_size, learning_rate: of the fit; samples are those of a step
@@ -47,7 +51,8 @@ class Settings:
         """What q is called in tables and plots."""
         if self.family == 'full covariance':
             return self.family
-        return f'IAF {self.family}, {self.depth} step{"s" * (self.depth > 1)}' if self.depth else 'diagonal'
+        kind = self.family if self.family in _VECTOR_FLOWS else f'IAF {self.family}'
+        return f'{kind}, {self.depth} step{"s" * (self.depth > 1)}' if self.depth else 'diagonal'
 
 
 class Result(NamedTuple):
@@ -68,6 +73,8 @@ def make_posterior(settings: Settings) -> Any:
     bent the banana's x by its y, some seeds lost a part of one arm for good.
     """
     target = TARGETS[settings.target]
+    if settings.family in _VECTOR_FLOWS:
+        return _vector_flows(settings, target.event_shape)
     if settings.family == 'full covariance':
         keras.utils.set_random_seed(settings.seed)  # this builder has no seed
         return tfp.experimental.vi.build_affine_surrogate_posterior(target.event_shape, 'tril', target.bijector)
@@ -81,6 +88,23 @@ def make_posterior(settings: Settings) -> Any:
         alternate_order=isinstance(target, Energy) and settings.family != 'spline',
         seed=settings.seed,
     )
+
+
+def _vector_flows(settings: Settings, event_shape: Sequence[int]) -> Any:
+    """Returns a diagonal Gaussian and steps whose parameters are variables; every step starts as the identity."""
+    seeds = iter(tfp.random.split_seed([settings.seed, 0], 2 * settings.depth))
+    zeros = tf.zeros(event_shape)
+
+    def step() -> Any:
+        place = tf.Variable(tf.random.stateless_normal(event_shape, next(seeds)))
+        offset = tf.Variable(tf.random.stateless_normal([], next(seeds)))
+        if settings.family == 'planar':
+            return tfp_iaf.PlanarFlow(tf.Variable(zeros), place, offset)
+        return tfp_iaf.RadialFlow(place, offset, tf.Variable(0.0))
+
+    scale = tfp.util.TransformedVariable(tf.ones(event_shape), tfb.Exp())
+    base = tfd.MultivariateNormalDiag(tf.Variable(zeros), scale)
+    return tfd.TransformedDistribution(base, tfb.Chain([step() for _ in range(settings.depth)]))
 
 
 def fit(settings: Settings) -> tuple[Any, np.ndarray]:
@@ -111,7 +135,7 @@ def fit(settings: Settings) -> tuple[Any, np.ndarray]:
         settings.steps,
         sample_size=settings.sample_size,
         trainable_variables=q.trainable_variables,
-        jit_compile=True,
+        jit_compile=settings.family not in _VECTOR_FLOWS,  # XLA takes minutes for 32 of their steps
         seed=[settings.seed, 0],  # a pair: a single number would depend on what ran before
     ).numpy()
     runs.check_finite(losses)
