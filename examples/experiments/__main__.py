@@ -17,6 +17,7 @@ EXPERIMENTS = {
     'families': 'the same with thirteen families of posteriors, and what their VAEs lose where',
     'mnist': 'VAEs of MNIST, with dense layers or convolutions',
     'cifar10': 'VAEs of CIFAR-10, in bits per dimension',
+    'freyfaces': 'VAEs of Frey Faces, by the protocol of the paper on Sylvester flows',
     'ablation': 'the mistakes of a blog post, mended one at a time',
     'energies': 'variational inference on the energies U1 to U4',
     'surrogates': 'variational inference on a funnel and a banana',

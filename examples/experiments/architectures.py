@@ -1,7 +1,9 @@
 """The encoders and decoders of VAEs of images.
 
-Those with convolutions are of the blog post "Variational Autoencoders with Inverse Autoregressive Flows": all layers
-but the encoder's convolutions and the last are normalised, before their activation.
+Those with convolutions for MNIST and CIFAR-10 are of the blog post "Variational Autoencoders with Inverse
+Autoregressive Flows": all layers but the encoder's convolutions and the last are normalised, before their activation.
+Those for Frey Faces are of the code of van den Berg et al. 2018, "Sylvester Normalizing Flows for Variational
+Inference": convolutions with gates, and no other activation.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ def make(
     """Makes an encoder, from images to its last hidden layer, and a decoder, from z to what a likelihood takes.
 
     Args:
-        name: 'dense', 'conv-mnist' or 'conv-cifar10'.
+        name: 'dense', 'conv-mnist', 'conv-cifar10' or 'conv-freyfaces'.
         image_shape: `[height, width, channels]`.
         outputs: Numbers that the likelihood takes for a pixel.
         latent_size: Size of z.
@@ -36,6 +38,14 @@ def make(
         deconvolutions = [*_deconv(32), *_deconv(32), *_deconv(32, 2)]
         decoder = [*_dense(128), *_dense(14 * 14 * 64), layers.Reshape([14, 14, 64]), *deconvolutions]
         decoder.append(layers.Conv2D(outputs, 1))
+    elif name == 'conv-freyfaces':
+        down, up = layers.Conv2D, layers.Conv2DTranspose
+        height, width = (-(-size // 4) for size in image_shape[:2])  # after two steps of stride 2
+        encoder = [*_gated(down, 32), *_gated(down, 32, 2), *_gated(down, 64), *_gated(down, 64, 2), *_gated(down, 64)]
+        encoder += [layers.Flatten(), *_gated_dense(256)]  # as a convolution with a kernel of the size of the images
+        decoder = [*_gated_dense(height * width * 64), layers.Reshape([height, width, 64]), *_gated(up, 64)]
+        decoder += [*_gated(up, 32, 2), *_gated(up, 32), *_gated(up, 32, 2), *_gated(up, 32)]
+        decoder += [layers.Conv2D(256, 5, padding='same'), layers.Conv2D(outputs, 1)]
     else:
         encoder = [_conv(128), _conv(64, 2), _conv(32, 2), layers.Flatten(), *_dense(512), *_dense(512)]
         deconvolutions = [*_deconv(128), *_deconv(64, 2), *_deconv(32, 2), *_deconv(32, 2)]
@@ -45,6 +55,23 @@ def make(
         keras.Sequential([keras.Input(image_shape), *encoder], name='encoder'),
         keras.Sequential([keras.Input([latent_size]), *decoder], name='decoder'),
     )
+
+
+def _gated(convolution: Any, filters: int, strides: int = 1) -> list[Any]:
+    return [convolution(2 * filters, 5, strides, padding='same'), _gate()]
+
+
+def _gated_dense(units: int) -> list[Any]:
+    return [layers.Dense(2 * units), _gate()]
+
+
+def _gate() -> Any:
+    return layers.Lambda(_gated_linear_unit)
+
+
+def _gated_linear_unit(x: Any) -> Any:
+    values, gates = keras.ops.split(x, 2, axis=-1)
+    return values * keras.ops.sigmoid(gates)
 
 
 def _dense(units: int) -> list[Any]:

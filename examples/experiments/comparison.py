@@ -1,4 +1,4 @@
-"""VAEs that differ in their posterior, compared: what `digits`, `mnist` and `cifar10` share."""
+"""VAEs that differ in their posterior, compared: what `digits`, `mnist`, `cifar10` and `freyfaces` share."""
 
 from __future__ import annotations
 
@@ -26,14 +26,21 @@ Group = dict[Settings, Evaluated]  # by seed
 def main(
     name: str, text: str | None, defaults: Settings, argv: Sequence[str], quick: Mapping[str, Any],
     latent_sizes: Sequence[int] = (), seeds: int = 1, posteriors: Collection[str] = BASIC,
+    names: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Trains and evaluates the VAEs that the command line describes, and reports on them."""
+    """Trains and evaluates the VAEs that the command line describes, and reports on them.
+
+    With `names` the seeds have data sets of their own, in turn.
+    """
     varied = {'latent_size': latent_sizes or (defaults.latent_size,), 'posterior': posteriors}
     command = Command(name, text, defaults, varied, seeds, fixed=('dataset', 'fingerprint', 'mistakes', 'sampled_kl'))
     command.add('longer_baseline', 0, 'train the diagonal one for so many epochs, too; 0: do not')
     options = command.parse(argv, quick)
-    images = load(defaults.dataset, options.data)
-    plan = command.plan(options, fingerprint=images.fingerprint)
+    data = [(name, load(name, options.data)) for name in names or (defaults.dataset,)]
+    (_, images), plan = data[0], []
+    for settings in command.plan(options):
+        dataset, of_seed = data[settings.seed % len(data)]
+        plan.append(dataclasses.replace(settings, dataset=dataset, fingerprint=of_seed.fingerprint))
     if options.longer_baseline:
         baselines = [settings for settings in plan if settings.posterior == 'diagonal']
         plan += [dataclasses.replace(settings, epochs=options.longer_baseline) for settings in baselines]

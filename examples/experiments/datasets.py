@@ -1,4 +1,4 @@
-"""Images: the digits of scikit-learn, MNIST and CIFAR-10; batches to train with, and the images to test with."""
+"""Images: digits of scikit-learn, MNIST, CIFAR-10 and Frey Faces; batches to train with, and images to test with."""
 
 from __future__ import annotations
 
@@ -70,15 +70,19 @@ class Images(NamedTuple):
 
 
 def load(name: str, data: str = '') -> Images:
-    """Returns 'digits', 'mnist' or 'cifar10'. Nothing is downloaded.
+    """Returns 'digits', 'mnist', 'cifar10', or 'freyfaces' with the number of a shuffle. Nothing is downloaded.
 
     Args:
         name: Of the data.
-        data: The path of `mnist.npz`, or of the folder `cifar-10-batches-py`; '' for where Keras keeps its data.
+        data: The path of `mnist.npz`, of the folder `cifar-10-batches-py`, or of `freyfaces.npz`; '' for where Keras
+            keeps its data.
 
     Raises:
         FileNotFoundError: If it is not there; says where it is looked for.
     """
+    kind, _, shuffle = name.partition(' ')
+    if kind == 'freyfaces':
+        return _freyfaces(data, int(shuffle))
     return {'digits': _digits, 'mnist': _mnist, 'cifar10': _cifar10}[name](data)
 
 
@@ -104,6 +108,14 @@ def _cifar10(data: str) -> Images:
         return batch[b'data'].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
     return _split(np.concatenate([read(f'data_batch_{i}') for i in range(1, 6)]), read('test_batch'), share=10)
+
+
+def _freyfaces(data: str, shuffle: int) -> Images:
+    """1565, 200 and 200 images, shuffled as in the code of van den Berg et al. 2018."""
+    with np.load(_path(data, 'freyfaces.npz')) as arrays:
+        images = arrays['images'][..., np.newaxis]
+    np.random.RandomState(shuffle).shuffle(images)
+    return Images(images[:-400], images[-400:-200], images[-200:])
 
 
 def _split(train: np.ndarray, test: np.ndarray, share: int) -> Images:

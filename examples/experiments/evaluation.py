@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from . import datasets, gaps, quadrature, runs, vae
 from .likelihoods import LIKELIHOODS
 from .posteriors import log_standard_normal
 
-_ROWS = 1000  # samples of z that networks take at once
+_ROWS = 1000  # samples of z that networks take at once, at most
+_OUTPUTS = 2**25  # and numbers that they put out
 _ACTIVE = 0.01  # the variance of a unit's posterior mean from which it counts as active; Burda et al. 2016, Section 5
 
 
@@ -92,8 +94,9 @@ def estimate(
     reconstruction, kl = np.zeros([2, len(images)])
     log_sum = np.full(len(images), -np.inf)
     means = np.zeros([2, len(images), parts.decoder.input_shape[-1]])
-    at_once = min(count, _ROWS)
-    step = max(1, _ROWS // at_once)
+    rows = max(1, min(_ROWS, _OUTPUTS // math.prod(parts.decoder.output_shape[1:])))
+    at_once = min(count, rows)
+    step = max(1, rows // at_once)
     with runs.progress(len(images), f'{count} samples', 'image') as bar:
         for i in range(0, len(images), step):
             piece = slice(i, i + step)

@@ -50,6 +50,26 @@ def discretized_logistic(images: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     return -tf.reduce_sum(below + above + tf.where((k > 0) & (k < 255), inside, 0.0), axis=[-3, -2, -1])
 
 
+def categorical(images: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Returns -log P(x|z) of each image, with a probability for each of 256 intensities, by a softmax.
+
+    Args:
+        images: Intensities k / 255, `[..., height, width, channels]`.
+        outputs: Logits, `[..., height, width, 256 * channels]`, those of a channel side by side.
+    """
+    k = tf.cast(tf.round(255 * images), tf.int32)
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(k, _logits_by_channel(outputs))
+    return tf.reduce_sum(cross_entropy, axis=[-3, -2, -1])
+
+
+def _logits_by_channel(outputs: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(outputs, tf.concat([tf.shape(outputs)[:-1], [outputs.shape[-1] // 256, 256]], axis=0))
+
+
+def _mean_of_categorical(outputs: tf.Tensor) -> tf.Tensor:
+    return tf.linalg.matvec(tf.nn.softmax(_logits_by_channel(outputs)), tf.range(256.0) / 255)
+
+
 def _mean_of_logistic(outputs: tf.Tensor) -> tf.Tensor:
     mean, _ = tf.split(outputs, 2, axis=-1)
     return tf.clip_by_value((1 + mean) / 2, 0, 1)
@@ -71,5 +91,6 @@ class Likelihood(NamedTuple):
 LIKELIHOODS = {
     'bernoulli': Likelihood(1, bernoulli, tf.sigmoid),
     'discretized logistic': Likelihood(2, discretized_logistic, _mean_of_logistic, in_bits=True),
+    'categorical': Likelihood(256, categorical, _mean_of_categorical, in_bits=True),
     'cross entropy': Likelihood(1, bernoulli, tf.sigmoid, note='The cross entropy of real pixels is no likelihood.'),
 }

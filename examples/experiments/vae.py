@@ -24,10 +24,11 @@ _SECONDS_BETWEEN_BACKUPS = 60.0
 _MOST_STEPS_PER_CALL = 50  # of Python, between which nothing is shown
 _KNOWN = {
     'posterior': (*posteriors.FAMILIES, 'blog'),
-    'network': ('dense', 'conv-mnist', 'conv-cifar10'),
+    'network': ('dense', 'conv-mnist', 'conv-cifar10', 'conv-freyfaces'),
     'likelihood': tuple(LIKELIHOODS),
     'binarization': ('dynamic', 'threshold', 'none'),
     'transform': ('gated', 'affine', 'spline'),
+    'optimizer': ('adam', 'adamax'),
 }
 
 
@@ -38,11 +39,11 @@ class Settings:
     data: path of the images, which is no part of what a run depends on, as their fingerprint is
     posterior: 'diagonal', 'full covariance', 'IAF', another family, or 'blog' with some of its mistakes
     epochs, steps_per_epoch: passes over the images, unless the number of steps is given
-    network: 'dense' with its hidden_units, 'conv-mnist' or 'conv-cifar10'
+    network: 'dense' with its hidden_units, 'conv-mnist', 'conv-cifar10' or 'conv-freyfaces'
     binarization: 'dynamic' draws the pixels again in each pass, 'threshold' rounds them, 'none'
     flows, flow_units, transform, context_size: steps of the flow, their networks, and what these see of x
     gate_start: the gates of the transform 'gated' start at its sigmoid
-    learning_rate: of Adam, after rate_warm_up_steps; falls along a cosine to its share final_rate
+    learning_rate: of the optimizer, after rate_warm_up_steps; falls along a cosine to its share final_rate
     warm_up_steps: over which the weight of the KL grows from 0 to 1
     clipnorm: of all gradients together; 0 for none
     ema: momentum of an average of the weights, which is evaluated; 0 for none
@@ -68,6 +69,7 @@ class Settings:
     transform: str = 'gated'
     gate_start: float = 2.0
     context_size: int = 64
+    optimizer: str = 'adam'
     learning_rate: float = 1e-3
     rate_warm_up_steps: int = 0
     final_rate: float = 0.02
@@ -110,7 +112,7 @@ def parts(model: Any) -> Parts:
 
 
 def compile_model(model: Any, settings: Settings, steps_per_epoch: int) -> None:
-    """Gives a VAE its loss, -ELBO, and Adam with the schedule of the settings."""
+    """Gives a VAE its loss, -ELBO, and the optimizer and the schedule of the settings."""
     rate: Any = settings.learning_rate
     if 'schedule' not in settings.mistakes:
         warm_up = settings.rate_warm_up_steps
@@ -122,7 +124,8 @@ def compile_model(model: Any, settings: Settings, steps_per_epoch: int) -> None:
             warmup_steps=warm_up,
         )
     averaging = {'use_ema': True, 'ema_momentum': settings.ema} if settings.ema else {}
-    optimizer = keras.optimizers.Adam(rate, global_clipnorm=settings.clipnorm or None, **averaging)
+    kind = {'adam': keras.optimizers.Adam, 'adamax': keras.optimizers.Adamax}[settings.optimizer]
+    optimizer = kind(rate, global_clipnorm=settings.clipnorm or None, **averaging)
     neg_log_prob = LIKELIHOODS[settings.likelihood].neg_log_prob
     model.compile(
         optimizer,

@@ -1,4 +1,4 @@
-"""Small data in the formats of MNIST and CIFAR-10, and settings of small VAEs."""
+"""Small data in the formats of MNIST, CIFAR-10 and Frey Faces, and settings of small VAEs."""
 
 import pickle
 
@@ -19,6 +19,13 @@ def write_mnist(folder):
     path = folder / 'mnist.npz'
     np.savez(path, x_train=images[:246], x_test=images[246:])
     return str(path), datasets.load('mnist', str(path)).fingerprint
+
+
+def write_freyfaces(folder):
+    """Writes a file as `freyfaces.npz` is, of 420 small images of one intensity each, and returns its path."""
+    images = np.zeros([420, 4, 4], np.uint8) + np.arange(420, dtype=np.uint8)[:, np.newaxis, np.newaxis]
+    np.savez(folder / 'freyfaces.npz', images=images)
+    return str(folder / 'freyfaces.npz')
 
 
 def write_cifar10(folder, count=20):

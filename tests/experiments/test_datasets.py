@@ -26,13 +26,27 @@ def test_mnist_and_cifar10(tmp_path):
     np.testing.assert_array_equal(images.train[:20], first)
 
 
+def test_frey_faces_are_split_after_a_shuffle(tmp_path):
+    path, intensities = small.write_freyfaces(tmp_path), np.arange(420, dtype=np.uint8)
+    np.random.seed(321)  # as the paper's code does
+    np.random.shuffle(intensities)
+    images = datasets.load('freyfaces 321', path)
+    for part, expected in zip(images[:3], np.split(intensities, [20, 220]), strict=True):
+        assert part.shape[1:] == (4, 4, 1)
+        np.testing.assert_array_equal(part[:, 0, 0, 0], expected)
+    assert images.fingerprint != datasets.load('freyfaces 231', path).fingerprint
+
+
 def test_other_images_have_another_fingerprint():
     one = Images(*np.zeros([3, 2, 4, 4, 1], np.uint8))
     others = [one._replace(test=one.test + np.uint8(1)), one._replace(brightest=16), one._replace(train=one.train[:1])]
     assert len({images.fingerprint for images in [one, *others]}) == 4
 
 
-@pytest.mark.parametrize(('name', 'file'), [('mnist', 'mnist.npz'), ('cifar10', 'cifar-10-batches-py')])
+@pytest.mark.parametrize(
+    ('name', 'file'),
+    [('mnist', 'mnist.npz'), ('cifar10', 'cifar-10-batches-py'), ('freyfaces 123', 'freyfaces.npz')],
+)
 def test_data_that_are_not_there(name, file, tmp_path, monkeypatch):
     monkeypatch.setenv('KERAS_HOME', str(tmp_path))
     with raises(FileNotFoundError, "data: got ''", f'expected the path of {file}', str(tmp_path / 'datasets' / file)):

@@ -26,6 +26,7 @@ TINY = {
     'families': f'{SMALL_VAE} --steps-per-epoch=5 --hidden-units=16 --latent-size=2 --local-steps=3',
     'mnist': f'{SMALL_VAE} --batch-size=50 --posterior=diagonal --longer-baseline=3 --latent-size=3',
     'cifar10': f'{SMALL_VAE} --batch-size=10 --steps-per-epoch=2 --posterior=IAF --latent-size=4',
+    'freyfaces': f'{SMALL_VAE} --batch-size=5 --steps-per-epoch=1 --posterior=diagonal --latent-size=4 --nll-images=3',
     'ablation': '--epochs=1 --steps-per-epoch=2 --elbo-samples=2 --nll-samples=3 --latent-size=2',
     'energies': '--steps=20 --evaluation-samples=500 --target=U4 --depth=0,1 --family=affine,planar,radial',
     'gauntlet': '--steps=5 --evaluation-samples=200 --target=NealsFunnel',
@@ -39,6 +40,7 @@ RUNS = {
     'families': 1,
     'mnist': 2,
     'cifar10': 1,
+    'freyfaces': 2,
     'ablation': 2,
     'energies': 4,
     'gauntlet': 2,
@@ -52,6 +54,7 @@ PLOTS = {
     'families': ['images', 'learning_curves', 'posteriors'],
     'mnist': ['images', 'learning_curves'],
     'cifar10': ['images', 'learning_curves'],
+    'freyfaces': ['images', 'learning_curves'],
     'ablation': ['ablation', 'posteriors'],
     'energies': [f'energies_{name}' for name in ('affine', 'kl_by_steps', 'planar', 'radial', 'transforms')],
     'gauntlet': [],
@@ -70,6 +73,8 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
         arguments.append(f'--data={small.write_mnist(tmp_path)[0]}')
     if name == 'cifar10':
         arguments.append(f'--data={small.write_cifar10(tmp_path)[0]}')
+    if name == 'freyfaces':
+        arguments += [f'--data={small.write_freyfaces(tmp_path)}', '--seeds=2']
     if name == 'families':
         arguments.append('--posterior=planar 4')
     if name in ('gauntlet', 'rates'):
@@ -102,7 +107,11 @@ def test_tiny_run(name, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('name', 'option', 'error'),
     [
-        ('digits', '--network=conv', "network: got 'conv', expected one of dense, conv-mnist, conv-cifar10"),
+        (
+            'digits',
+            '--network=conv',
+            "network: got 'conv', expected one of dense, conv-mnist, ",
+        ),
         ('digits', '--binarization=x', "binarization: got 'x', expected one of dynamic, threshold, none"),
         ('densities', '--steps=150', 'steps: got 150, expected a multiple of 100'),
         ('neutra', '--gradients=639', 'gradients: got 639, expected at least 640'),

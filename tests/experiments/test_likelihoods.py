@@ -22,6 +22,18 @@ def test_bernoulli():
     np.testing.assert_allclose(likelihoods.bernoulli(np.broadcast_to(images, logits.shape), logits), exact, rtol=1e-5)
 
 
+def test_categorical():
+    rng = np.random.default_rng(0)
+    k = rng.integers(0, 256, [2, 3, 4, 3])
+    logits = rng.normal(size=[2, 3, 4, 3, 256]).astype(np.float32)
+    exact = tfd.Categorical(logits)
+    outputs = logits.reshape(2, 3, 4, 768)
+    neg_log_p = likelihoods.categorical((k / 255).astype(np.float32), outputs)
+    np.testing.assert_allclose(neg_log_p, -np.sum(exact.log_prob(k), axis=(1, 2, 3)), rtol=1e-5)
+    means = np.sum(exact.probs_parameter() * np.arange(256) / 255, axis=-1)
+    np.testing.assert_allclose(LIKELIHOODS['categorical'].mean(outputs), means, rtol=1e-5)
+
+
 def reference(k, mean, log_scale):
     """log P(k), and its derivatives by the mean and the log-scale, in float64: by tails, and by no difference."""
     log_scale, is_free = max(log_scale, -7.0), float(log_scale >= -7.0)
