@@ -75,11 +75,11 @@ class Diagnosis:
     def __str__(self) -> str:
         count = len(self.weights)
         kl = f'about {max(self.log_evidence - self.elbo, 0.0):.2g} nats' if not self.num_lost else 'not finite'
+        k_hat = f'{self.k_hat:.2f} ± {self.k_hat_error:.2f}' if np.isfinite(self.k_hat) else f'{self.k_hat}'
         lines = [
             f'ELBO {self.elbo:.3f} ± {self.elbo_error:.3f}, log evidence {self.log_evidence:.3f} by importance '
             f'weights: KL(q || p) is {kl}.',
-            f'Pareto k-hat {self.k_hat:.2f} ± {self.k_hat_error:.2f}, effective samples '
-            f'{self.effective_samples:.0f} of {count}: {self._judgement()}',
+            f'Pareto k-hat {k_hat}, effective samples {self.effective_samples:.0f} of {count}: {self._judgement()}',
         ]
         if self.num_lost:
             lines.append(
@@ -99,10 +99,10 @@ class Diagnosis:
     def _judgement(self) -> str:
         if self.num_lost > _LOST_SHARE * len(self.weights):
             return 'not to be trusted. Too much of q is where the target is not finite.'
-        if self.k_hat <= 0.5 and self.k_hat <= self.k_limit:
-            return 'good. Weighted or resampled, the samples stand for the target.'
         if abs(self.k_hat - self.k_limit) < self.k_hat_error:
             return 'on the limit of what is usable. More samples (`num_samples`) tell on which side.'
+        if self.k_hat <= 0.5 and self.k_hat <= self.k_limit:
+            return 'good. Weighted or resampled, the samples stand for the target.'
         if self.k_hat <= self.k_limit:
             return 'usable. Weighted or resampled, the samples stand for the target, with some more noise.'
         if self.k_hat < 1:
@@ -137,7 +137,7 @@ def diagnose(
     Raises:
         ValueError: If `num_samples` is below 100, q has a batch shape, or the target does not give one log-density for
             each sample, or is not finite anywhere.
-        TypeError: If `num_samples` is not an int.
+        TypeError: If `num_samples` is not an int, or the target's dtype is not that of q.
 
     Cost: one pass of each network, and one evaluation of the target with its gradient, for each sample, all at once.
 
@@ -160,7 +160,13 @@ def diagnose(
         samples, log_q = surrogate_posterior.experimental_sample_and_log_prob(count, seed=seed)
         with tf.GradientTape() as tape:
             tape.watch(samples)
-            log_p = tf.convert_to_tensor(_compat.call_with_parts(target_log_prob_fn, samples), log_q.dtype)
+            value = _compat.call_with_parts(target_log_prob_fn, samples)
+            log_p = tf.convert_to_tensor(value, dtype_hint=log_q.dtype)
+        if log_p.dtype != log_q.dtype:
+            raise TypeError(
+                f'target_log_prob_fn: got log-densities of dtype {log_p.dtype.name}, expected {log_q.dtype.name}, that '
+                'of surrogate_posterior. Cast them, or make q in the dtype of the target.'
+            )
         return samples, log_p, log_q, tape.gradient(log_p, tf.nest.flatten(samples), unconnected_gradients='zero')
 
     # As a concrete function: TensorFlow would warn of tracing again, when several fits are diagnosed.
