@@ -35,13 +35,9 @@ def fresh(event):
     return tf.nest.map_structure(tf.identity, event)
 
 
-# Models
-
-
 def coroutine():
     scale = yield tfd.HalfNormal(np.float64(2.0), name='scale')
     yield tfd.Sample(tfd.Normal(np.float64(0.0), scale), 3, name='x')
-    yield tfd.CholeskyLKJ(3, np.float64(2.0), name='cholesky')
 
 
 def named():
@@ -65,34 +61,36 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    ('name', 'mode'),
+    ('name', 'in_xla'),
     [
-        pytest.param('coroutine', 'eager', marks=pytest.mark.slow),
-        *((name, 'eager') for name in ('named', 'distribution', 'simplex')),
-        pytest.param('named', 'graph', marks=pytest.mark.slow),
-        pytest.param('named', 'xla', marks=pytest.mark.slow),
+        pytest.param('coroutine', False, marks=pytest.mark.slow),
+        *((name, False) for name in ('named', 'distribution', 'simplex')),
+        pytest.param('named', True, marks=pytest.mark.slow),
     ],
 )
-def test_events_are_those_of_the_model_from_one_pass_of_each_network(name, mode, network_calls, inversions):
+def test_events_are_those_of_the_model_from_one_pass_of_each_network(name, in_xla, network_calls, inversions):
     model = MODELS[name]()
-    q = surrogate(model.event_shape_tensor(), model.experimental_default_event_space_bijector())
+    dtype = None if name == 'named' else tf.float64  # that of a joint model is taken from it
+    q = surrogate(model.event_shape_tensor(), model.experimental_default_event_space_bijector(), dtype=dtype)
 
-    def jointly():
-        return q.experimental_sample_and_log_prob(5, seed=SEED)
-
-    def sample_then_log_prob():
-        z = q.sample(5, seed=SEED)
-        return z, q.log_prob(z)
-
-    for way in (jointly, sample_then_log_prob):
+    def both_ways():
+        z, log_q = q.experimental_sample_and_log_prob(5, seed=SEED)
+        jointly = list(network_calls)
         network_calls.clear()
-        z, log_q = (way if mode == 'eager' else tf.function(way, jit_compile=mode == 'xla'))()
-        assert network_calls == networks_of(q) and inversions == []
-        np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
-        inversions.clear()
+        same = q.sample(5, seed=SEED)
+        log_same = q.log_prob(same)
+        assert network_calls == jointly == networks_of(q) and inversions == []
+        return z, log_q, same, log_same
+
+    z, log_q, same, log_same = (tf.function(both_ways, jit_compile=True) if in_xla else both_ways)()
+    expected = q.log_prob(fresh(z))
+    np.testing.assert_allclose([log_q, log_same], [expected, expected], rtol=1e-9)
+    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), same, z)
     of_model = model.sample(5)
     tf.nest.assert_same_structure(z, of_model)
-    assert tf.nest.map_structure(np.shape, z) == tf.nest.map_structure(np.shape, of_model)
+    assert all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(*map(tf.nest.flatten, (z, of_model)), strict=True)
+    )
     assert np.all(np.isfinite(model.log_prob(z)))
 
 
@@ -144,8 +142,7 @@ def shape(*sizes):
 def test_structures(event_shape, bijector, expected):
     q = surrogate(event_shape, bijector, num_flows=1)
     z, log_q = q.experimental_sample_and_log_prob(4, seed=SEED)
-    assert tf.nest.map_structure(lambda part: part.shape[1:], z) == expected
-    assert q.event_shape == expected
+    assert tf.nest.map_structure(lambda part: part.shape[1:], z) == expected == q.event_shape
     assert (log_q.shape, q.batch_shape) == ([4], [])
     np.testing.assert_allclose(q.log_prob(fresh(z)), log_q, rtol=1e-9)
 
@@ -164,9 +161,6 @@ def test_log_prob_of_a_held_sample_follows_an_update_and_has_all_gradients():
     assert results[0][0] != before
 
 
-# Variables
-
-
 def model_with_variables():
     """A bijector that belongs to a model, with a location of its own and the flow of a prior."""
     location = tf.Variable(np.array([0.5, -0.5]), name='of_model')
@@ -176,28 +170,12 @@ def model_with_variables():
     return bijector, [location, *prior.trainable_variables]
 
 
-@pytest.mark.slow
 def test_variables_of_the_model_are_neither_trained_nor_saved(tmp_path):
     bijector, of_model = model_with_variables()
     q = surrogate({'a': [], 'b': [2]}, {'a': None, 'b': bijector})
-    theirs = {id(v) for v in of_model}
     for view in (q, q.bijector, q.copy(name='copied')):
         assert view.trainable_variables
-        assert not theirs & {id(v) for v in view.variables}
-    before = [v.numpy() for v in of_model]
-    losses = tfp.vi.fit_surrogate_posterior(
-        lambda a, b: -(a**2) - tf.reduce_sum((b - 1.0) ** 2, axis=-1),
-        q,
-        keras.optimizers.Adam(0.05),
-        num_steps=20,
-        sample_size=32,
-        trainable_variables=q.trainable_variables,
-        jit_compile=False,
-        seed=SEED,
-    )
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
-    for variable, value in zip(of_model, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
+        assert not {id(v) for v in of_model} & {id(v) for v in view.variables}
     path = tf.train.Checkpoint(q=q).write(str(tmp_path / 'q'))
     assert not any('of_model' in name for name, _ in tf.train.list_variables(path))
     assert len(tf.train.list_variables(path)) == len(q.variables) + 1  # and the graph of the objects
@@ -219,14 +197,11 @@ def test_variables_of_the_model_act_and_get_gradients():
     np.testing.assert_allclose(q.log_prob(moved), q.log_prob(fresh(moved)), rtol=1e-9)
 
 
-# How it is made
-
-
 def test_defaults():
     q = build_iaf_surrogate_posterior([40])
-    steps = [step for step in q.bijector.bijectors if hasattr(step, 'network')]
-    assert [step.transform for step in steps] == [transforms.Affine()] * 2
+    assert [step.transform for step in q.bijector.bijectors if hasattr(step, 'network')] == [transforms.Affine()] * 2
     assert [network.hidden_units for network in networks_of(q)] == [(40, 40)] * 2
+    assert np.isclose(min(networks_of(q)[0].masked_layers().scales[1]), 16 / 40)  # of the base width
     assert networks_of(build_iaf_surrogate_posterior([3]))[0].hidden_units == (32, 32)
     assert (q.dtype, q.name) == (tf.float32, 'iaf_surrogate_posterior')
     of_seed = [surrogate([2], seed=seed).sample(seed=SEED).numpy() for seed in (1, 1, 2)]
@@ -247,11 +222,9 @@ def test_arguments_reach_the_networks():
         name='mine',
     )
     made = networks_of(q)
-    assert len(made) == 3
-    for network in made:
-        assert (network.hidden_units, network.dtype) == ((5, 6), tf.float64)
-        assert network.masked_layers().activation is tf.nn.tanh
-        assert network.order.tolist() == [0, 1, 2]
+    assert [(network.hidden_units, network.dtype) for network in made] == 3 * [((5, 6), tf.float64)]
+    assert all(network.masked_layers().activation is tf.nn.tanh for network in made)
+    assert [network.order.tolist() for network in made] == 3 * [[0, 1, 2]]
     assert q.bijector.bijectors[-1].transform == transforms.Affine(2.0)
     assert (q.name, q.bijector.name) == ('mine', 'mine')
 
@@ -273,38 +246,33 @@ def test_networks_of_ones_own():
         build_iaf_surrogate_posterior([5], num_flows=3, networks=networks)
 
 
-# Training
-
-
-def target_log_prob(scale, x):
-    """A positive number with a log-normal density, and two more that it scales; the evidence is one."""
-    log_prob = tfd.LogNormal(0.5, 0.3).log_prob(scale)
-    return log_prob + tf.reduce_sum(tfd.Normal(0.0, scale[..., tf.newaxis]).log_prob(x), axis=-1)
-
-
-OPTIMIZERS = {
-    'keras': lambda: keras.optimizers.Adam(0.02),
-    'tf_keras': lambda: tf_keras.optimizers.Adam(0.02),
-    'tfp': lambda: tfp.optimizer.VariationalSGD(1, 1, max_learning_rate=0.01, burnin_max_learning_rate=0.01),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(('optimizer', 'jit_compile'), [('keras', True), ('tf_keras', None), ('tfp', None)], ids=str)
-def test_training_in_tfp_reaches_the_target(optimizer, jit_compile):
+@pytest.mark.parametrize(
+    ('optimizer', 'jit_compile', 'num_steps'),
+    [(keras.optimizers.Adam, True, 200), (tf_keras.optimizers.Adam, None, 20)],
+    ids=['keras', 'tf_keras'],
+)
+def test_training_in_tfp(optimizer, jit_compile, num_steps):
     """No Gaussian, mapped part by part, has a scale that depends on another part."""
+
+    def target_log_prob(scale, x):
+        of_x = tfd.Normal(0.0, scale[..., tf.newaxis]).log_prob(x)
+        return tfd.LogNormal(0.5, 0.3).log_prob(scale) + tf.reduce_sum(of_x, axis=-1)
+
     q = build_iaf_surrogate_posterior([[], [2]], [tfb.Exp(), None], hidden_units=(8,), num_flows=1, seed=0)
     before = [v.numpy() for v in q.trainable_variables]
     losses = tfp.vi.fit_surrogate_posterior(
         target_log_prob,
         q,
-        optimizer=OPTIMIZERS[optimizer](),
-        num_steps=300,
+        optimizer=optimizer(0.02),
+        num_steps=num_steps,
         sample_size=32,
         jit_compile=jit_compile,
         seed=SEED,
     )
-    assert np.mean(losses[-50:]) < 0.1 < np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
+    # The evidence is one.
+    assert num_steps < 200 or abs(np.mean(losses[-50:])) < 0.1 < np.mean(losses[:5])
     for variable, value in zip(q.trainable_variables, before, strict=True):
         assert np.any(variable != value), variable.name
 
@@ -332,26 +300,21 @@ def test_a_sample_that_overflows_the_target_leaves_the_others_their_gradients():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('settings', [{'hidden_units': (512, 512)}, {'num_flows': 8}], ids=str)
-def test_a_target_that_overflows_far_from_where_q_starts(settings):
+def test_a_target_that_overflows_far_from_where_q_starts():
     """Like stochastic volatility: a scale that is the exponential of a sum, and data of another magnitude."""
     returns = 100.0 * normal([50], dtype=tf.float32)
 
     def target(z):
-        log_scale = tf.cumsum(z, axis=-1)
-        log_likelihood = tfd.Normal(0.0, tf.exp(log_scale)).log_prob(returns)
+        log_likelihood = tfd.Normal(0.0, tf.exp(tf.cumsum(z, axis=-1))).log_prob(returns)
         return tf.reduce_sum(log_likelihood, axis=-1) + tfd.Sample(tfd.Normal(0.0, 1.0), 50).log_prob(z)
 
-    q = build_iaf_surrogate_posterior([50], seed=0, **settings)
+    q = build_iaf_surrogate_posterior([50], num_flows=4, hidden_units=(64,), seed=0)
     optimizer = keras.optimizers.Adam(1e-2, global_clipnorm=10.0)
     optimizer.build(q.trainable_variables)  # or else the first step is traced twice
     losses = tfp.vi.fit_surrogate_posterior(target, q, optimizer, 80, sample_size=16, seed=[0, 0])
     assert all(np.all(np.isfinite(variable)) for variable in q.trainable_variables)
     assert np.mean(np.isfinite(losses[-30:])) > 0.9
     assert np.nanmedian(losses[-30:]) < 600
-
-
-# Bad input
 
 
 class UnknownShape(tfb.Identity):
@@ -379,10 +342,6 @@ class UnknownShape(tfb.Identity):
         ([3], tfb.FillScaleTriL(), {}, ValueError, ['bijector', 'fill_scale_tril', 'does not fit event_shape']),
         ([2], UnknownShape(), {}, ValueError, ['bijector', 'identity', 'unknown', 'inverse_event_shape']),
         ([2], None, {'dtype': tf.int32}, TypeError, ['dtype', 'int32', 'float32', 'float64']),
-        ([2], None, {'num_flows': -1}, ValueError, ['num_flows', '-1', 'at least 0']),
-        ([2], None, {'hidden_units': ()}, ValueError, ['hidden_units', 'at least one']),
-        ([2], None, {'transform': 'cubic'}, ValueError, ['transform', "'cubic'", "'affine'"]),
-        ([2], None, {'seed': -1}, ValueError, ['seed', '-1', 'non-negative']),
     ],
     ids=str,
 )
@@ -392,9 +351,6 @@ def test_bad_arguments(event_shape, bijector, keywords, error, parts):
 
 
 def test_shape_that_is_known_only_when_the_graph_runs():
-    @tf.function(input_signature=[tf.TensorSpec([1], tf.int32)])
-    def build(shape):
-        return build_iaf_surrogate_posterior(shape)
-
+    build = tf.function(build_iaf_surrogate_posterior, input_signature=[tf.TensorSpec([1], tf.int32)])
     with raises(ValueError, 'event_shape', 'all sizes known'):
         build(tf.constant([2]))
