@@ -34,20 +34,12 @@ each_transform = pytest.mark.parametrize(
 )
 
 
-def _params(transform, *values, shape=()):
-    """As many of the values as the transform takes, over and over."""
-    return tf.constant(np.broadcast_to(np.resize(values, transform.params), [*shape, transform.params]), tf.float64)
-
-
-_points = st.floats(-1e3, 1e3)
-_parameters = st.floats(-15, 15)
-
-
 @each_transform
 @hypothesis.settings(max_examples=15)
-@hypothesis.given(_points, _parameters, _parameters)
+@hypothesis.given(st.floats(-1e3, 1e3), st.floats(-15, 15), st.floats(-15, 15))
 def test_inverse_undoes_forward_and_the_log_derivative_is_that_of_the_map(transform, x, first, second):
-    x, params = tf.constant([x], tf.float64), _params(transform, first, second, shape=[1])
+    x = tf.constant([x], tf.float64)
+    params = tf.constant([np.resize([first, second], transform.params)], tf.float64)
     with tf.GradientTape() as tape:
         tape.watch(x)
         y, log_derivative = transform.forward(x, params)
@@ -57,12 +49,6 @@ def test_inverse_undoes_forward_and_the_log_derivative_is_that_of_the_map(transf
     slack = 1e-13 * float(tf.exp(-log_derivative)[0])
     np.testing.assert_allclose(back, x, rtol=1e-13 + slack, atol=100 * slack)
     np.testing.assert_allclose(log_derivative_there, log_derivative, rtol=1e-9, atol=1e-9)
-
-
-def test_affine_contracts_and_expands_up_to_its_bound():
-    params = tf.constant([[0.0, -1e6], [0.0, -0.01], [0.0, 0.01], [0.0, 1e6]], tf.float64)
-    _, log_derivative = transforms.Affine(max_log_scale=3.0).forward(tf.ones([4], tf.float64), params)
-    np.testing.assert_allclose(log_derivative, [-3.0, -0.01, 0.01, 3.0], rtol=1e-5)
 
 
 @each_dtype
@@ -75,8 +61,9 @@ def test_extreme_parameters_stay_finite(transform, dtype):
         tape.watch(params)
         y, log_derivative = transform.forward(tf.ones([3], dtype), params)
         total = tf.reduce_sum(y) + tf.reduce_sum(log_derivative)
-    assert np.all(np.isfinite(y)) and np.all(np.isfinite(log_derivative))
-    assert np.all(np.isfinite(tape.gradient(total, params)))
+    assert all(np.all(np.isfinite(value)) for value in (y, log_derivative, tape.gradient(total, params)))
+    if isinstance(transform, transforms.Affine):
+        np.testing.assert_allclose(log_derivative, [-8.0, 8.0, -8.0], rtol=1e-5)
 
 
 def test_settings_are_not_rounded_to_single_precision():
@@ -92,8 +79,6 @@ def test_settings_are_not_rounded_to_single_precision():
         assert np.any(coarse.forward(0.05 * x, params)[0] != fine.forward(0.05 * x, params)[0]), fine
 
 
-# The spline
-
 splines = st.builds(
     RationalQuadraticSpline,
     num_bins=st.integers(2, 9),
@@ -101,36 +86,29 @@ splines = st.builds(
     min_bin_size=st.floats(1e-3, 0.1),
     min_slope=st.floats(0.01, 0.9),
 )
-_seeds = st.integers(0, 1000)
 
 
-def _points_and_params(spline, seed, count=50, scale=1.0, dtype=tf.float64):
+def _points_and_params(spline, seed, count=10, scale=1.0, dtype=tf.float64):
     rng = np.random.default_rng(seed)
     x = 1.2 * spline.bound * rng.uniform(-1, 1, [count])
     return tf.constant(x, dtype), tf.constant(scale * rng.standard_normal([count, spline.params]), dtype)
 
 
-@hypothesis.given(splines, _seeds)
-def test_spline_equals_the_papers_equations(spline, seed):
-    x, params = _points_and_params(spline, seed, count=5)
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(splines, st.integers(0, 1000))
+def test_spline_equals_the_papers_equations_and_increases(spline, seed):
+    """It is the identity where the parameters are zero, and joins it with slope one at both ends."""
+    x, params = _points_and_params(spline, seed)
+    x, one = tf.sort(x), tf.broadcast_to(params[0], params.shape)
     y, log_derivative = spline.forward(x, params)
     settings = spline.bound, spline.min_bin_size, spline.min_slope
     expected, log_det = reference.spline(x.numpy(), params.numpy(), *settings)
     np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(tf.reduce_sum(log_derivative), log_det, rtol=1e-9, atol=1e-10)
-
-
-@hypothesis.settings(max_examples=10)
-@hypothesis.given(splines, _seeds)
-def test_spline_increases_and_both_directions_agree(spline, seed):
-    """It is the identity where the parameters are zero, and joins it with slope one at both ends."""
-    x, params = _points_and_params(spline, seed)
-    x, params = tf.sort(x), tf.broadcast_to(params[0], params.shape)
-    y, log_derivative = spline.forward(x, params)
-    assert np.all(np.diff(y) > 0)
     back, log_derivative_there = spline.inverse(y, params)
     np.testing.assert_allclose(back, x, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(log_derivative_there, log_derivative, rtol=1e-8, atol=1e-8)
+    assert np.all(np.diff(spline.forward(x, one)[0]) > 0)
     ends = np.array([-spline.bound, spline.bound])
     for direction in (spline.forward, spline.inverse):
         y, log_derivative = direction(x, tf.zeros_like(params))
@@ -146,7 +124,7 @@ def test_spline_leaves_alone_what_lies_outside(dtype):
     spline = RationalQuadraticSpline()
     factors = np.array([1.0, 1.0001, 1e3, 1e20, np.inf])
     x = tf.constant(spline.bound * np.concatenate([factors, -factors]), dtype)
-    _, params = _points_and_params(spline, seed=0, count=10, dtype=dtype)
+    _, params = _points_and_params(spline, seed=0, dtype=dtype)
     for direction in (spline.forward, spline.inverse):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([x, params])
@@ -172,14 +150,10 @@ def test_spline_of_steep_bins_inverts_in_single_precision():
 def test_spline_of_unknown_rank_and_of_entries_against_a_batch_of_parameters():
     spline = RationalQuadraticSpline()
     x, params = normal([3]), normal([5, 3, spline.params])
-    unknown = tf.function(spline.forward, input_signature=[tf.TensorSpec(None, tf.float64)] * 2)
+    unknown = tf.function(spline.forward, [tf.TensorSpec(None, tf.float64)] * 2, autograph=False)
     rows = spline.forward(tf.broadcast_to(x, [5, 3]), params)
-    for values in (spline.forward(x, params), unknown(x, params)):
-        for value, row in zip(values, rows, strict=True):
-            np.testing.assert_allclose(value, row, rtol=1e-12, atol=1e-14)
-
-
-# Scalar bijectors
+    for function in (spline.forward, unknown):
+        np.testing.assert_allclose(function(x, params), rows, rtol=1e-12, atol=1e-14)
 
 
 class Cube(tfb.Bijector):
@@ -206,30 +180,19 @@ class Cube(tfb.Bijector):
         return self._increases
 
 
-def softplus(params):
-    del params
-    return tfb.Softplus()
-
-
 def test_scalar_bijector_equals_the_transform_that_it_is():
     x, params = normal([5, 3]), normal([5, 3, 2], seed=1)
     expected, log_scale = transforms.Affine(max_log_scale=1e9).forward(x, params)
     transform = ScalarBijector(affine, params=2)
-    y, log_derivative = transform.forward(x, params)
-    back, log_derivative_there = transform.inverse(expected, params)
-    np.testing.assert_allclose([y, log_derivative], [expected, log_scale], rtol=1e-12)
-    np.testing.assert_allclose([back, log_derivative_there], [x, log_scale], rtol=1e-12)
+    np.testing.assert_allclose(transform.forward(x, params), [expected, log_scale], rtol=1e-12)
+    np.testing.assert_allclose(transform.inverse(expected, params), [x, log_scale], rtol=1e-12)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'inverse'])
 def test_scalar_bijector_is_made_and_evaluated_once(direction):
     made = []
-
-    def bijector_fn(params):
-        made.append(Cube())
-        return made[-1]
-
-    getattr(ScalarBijector(bijector_fn, params=1), direction)(normal([3]), normal([3, 1]))
+    transform = ScalarBijector(lambda params: made.append(Cube()) or made[-1], params=1)
+    getattr(transform, direction)(normal([3]), normal([3, 1]))
     assert [bijector.calls for bijector in made] == [[direction]]
 
 
@@ -237,7 +200,7 @@ def test_scalar_bijector_is_made_and_evaluated_once(direction):
 def test_scalar_bijector_evaluated_outside_of_a_tape_has_gradients_inside(direction):
     """TFP would find the result for the same tensor, even that of another bijector of the class, and no gradient."""
     x, params = tf.exp(normal([3])), normal([3, 1])
-    function = getattr(ScalarBijector(softplus, params=1), direction)
+    function = getattr(ScalarBijector(lambda params: tfb.Softplus(), params=1), direction)
     kept = function(x, params)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -325,15 +288,14 @@ def test_configs_and_values():
     assert repr(ScalarBijector(affine, 2)) == 'ScalarBijector(bijector_fn=affine, params=2)'
 
 
-@pytest.mark.parametrize('num_flows', [1, 2, 8, 64])
-def test_gates_near_the_identity(num_flows):
+def test_gates_near_the_identity():
     """All steps together keep as much of x, whatever their number."""
-    gated = transforms.Gated.near_identity(num_flows)
-    y = tf.ones([], tf.float64)
-    for _ in range(num_flows):
-        y, _ = gated.forward(y, tf.zeros([2], tf.float64))
-    np.testing.assert_allclose(y, 0.93, atol=0.003)
-    np.testing.assert_allclose(gated.gate_bias, 2.6 + np.log(num_flows))
+    for num_flows in (1, 2, 8, 64):
+        gated, y = transforms.Gated.near_identity(num_flows), tf.ones([], tf.float64)
+        for _ in range(num_flows):
+            y, _ = gated.forward(y, tf.zeros([2], tf.float64))
+        np.testing.assert_allclose(y, 0.93, atol=0.003)
+        np.testing.assert_allclose(gated.gate_bias, 2.6 + np.log(num_flows))
 
 
 def test_names_and_objects():
