@@ -20,21 +20,10 @@ def network(event_shape=3, hidden_units=(8,), **kwargs):
     return made
 
 
-def tfp_network(**kwargs):
-    made = tfb.AutoregressiveNetwork(params=2, event_shape=[3], hidden_units=[8], activation='elu', **kwargs)
-    # The variables come with the first call.
-    arguments = {'conditional_input': tf.zeros([1, 2])} if kwargs.get('conditional') else {}
-    made(tf.zeros([1, 3]), **arguments)
-    return made
-
-
 x3 = normal([5, 3], tf.float32, seed=1)
 context2 = normal([5, 2], tf.float32, seed=2)
 
 DIRECTIONS = ('forward', 'inverse')
-
-
-# Context
 
 
 def test_context_of_the_call_comes_before_that_of_the_step():
@@ -46,41 +35,28 @@ def test_context_of_the_call_comes_before_that_of_the_step():
     assert np.all(step.forward(x3) != expected)
 
 
-def test_deferred_context_gets_gradients_through_cached_results():
-    variable = tf.Variable(context2)
-    step = InverseAutoregressiveFlow(network(context_shape=2), context=tfp.util.DeferredTensor(variable, tf.tanh))
+@pytest.mark.parametrize('of', [lambda variable: variable, lambda variable: tfp.util.DeferredTensor(variable, tf.tanh)])
+def test_context_as_a_variable_is_tracked_and_trained_and_may_change(of):
+    context = tf.Variable(context2)
+    step = InverseAutoregressiveFlow(network(context_shape=2), context=of(context))
+    assert any(variable is context for variable in step.trainable_variables)
     with tf.GradientTape(persistent=True) as tape:
         y = step.forward(x3)
-        first = step.inverse_log_det_jacobian(y)
-        cached = step.inverse_log_det_jacobian(y)
-    np.testing.assert_array_equal(tape.gradient(cached, variable), tape.gradient(first, variable))
-    assert np.any(tape.gradient(cached, variable))
-    variable.assign_add(tf.ones_like(variable))
-    assert np.any(step.inverse(y) != x3)
+        first, cached = (step.inverse_log_det_jacobian(y) for _ in range(2))
+    assert np.all(tape.gradient(y, context) != 0) and np.all(tape.gradient(first, context) != 0)
+    np.testing.assert_array_equal(tape.gradient(cached, context), tape.gradient(first, context))
+    context.assign_add(tf.ones_like(context))
+    assert np.any(step.forward(x3) != y) and np.any(step.inverse(y) != x3)
+    np.testing.assert_array_equal(step.forward(x3), step.forward(tf.identity(x3)))
 
 
-def test_context_as_a_variable_is_tracked_and_trained_and_may_change():
-    context = tf.Variable(context2)
-    step = InverseAutoregressiveFlow(network(context_shape=2), context=context)
-    assert any(variable is context for variable in step.trainable_variables)
-    with tf.GradientTape() as tape:
-        before = step.forward(x3)
-    assert np.all(tape.gradient(before, context) != 0)
-    context.assign(5 * context2)
-    after = step.forward(x3)
-    assert np.any(after != before)
-    np.testing.assert_array_equal(after, step.forward(tf.identity(x3)))
-
-
-@pytest.mark.parametrize('keep', [np.array, lambda context: np.array(context).tolist()], ids=['array', 'list'])
-def test_context_that_is_not_a_tensor_is_kept_as_one(keep):
-    given = keep(context2)
+@pytest.mark.parametrize('given', [context2.numpy(), context2.numpy().tolist()], ids=['array', 'list'])
+def test_context_that_is_not_a_tensor_is_kept_as_one(given):
     step = InverseAutoregressiveFlow(network(context_shape=2), context=given)
     same = InverseAutoregressiveFlow(network(context_shape=2), context=context2)
     given[0] = given[1]
     np.testing.assert_array_equal(step.forward(x3), same.forward(x3))
-    q = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 3), step)
-    assert q.batch_shape == [5]
+    assert tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 3), step).batch_shape == [5]
 
 
 def test_function_with_a_context_of_any_shape_and_dtype():
@@ -98,12 +74,16 @@ def test_function_with_a_context_of_any_shape_and_dtype():
         def __call__(self, x, context):
             return function(x, context)
 
+    of_tfp = tfb.AutoregressiveNetwork(
+        2, event_shape=[3], conditional=True, conditional_event_shape=[2], hidden_units=[8], activation='elu'
+    )
     for net, shape, dtype in (
         (function, [], tf.float32),
         (function, [5], tf.int32),
         (function, [5, 1], tf.float32),
         (function, [5, 8, 2], tf.int32),
         (Classes(), [5, 1], tf.int32),
+        (of_tfp, [5, 2], tf.float32),
     ):
         step, context = InverseAutoregressiveFlow(net, transform='affine'), tf.cast(3 * normal(shape), dtype)
         y = step.forward(x3, context=context)
@@ -111,28 +91,23 @@ def test_function_with_a_context_of_any_shape_and_dtype():
         np.testing.assert_allclose(x, x3, atol=1e-5, err_msg=f'{net} {shape}')
 
 
-@pytest.mark.parametrize('kind', ['function', 'numbers'])
-def test_nan_in_a_context_of_a_function_spares_the_other_rows(kind):
+def test_nan_in_a_context_of_a_function_spares_the_other_rows():
     """Though the step does not know which axes of the context are batch axes."""
     net = network(context_shape=2)
-    networks = {
-        'function': lambda x, context: net(x, context),
-        'numbers': lambda x, context: net(x, tf.stack([context, context], axis=-1)),
-    }
-    step = InverseAutoregressiveFlow(networks[kind])
-    for direction in DIRECTIONS:
-        context = np.array(context2[:, 0] if kind == 'numbers' else context2)
-        clean = getattr(step, direction)(x3, context=tf.constant(context))
-        context[1, ...] = np.nan
-        value = getattr(step, direction)(tf.identity(x3), context=tf.constant(context)).numpy()
-        assert np.all(np.isnan(value[1])), direction
-        np.testing.assert_allclose(np.delete(value, 1, axis=0), np.delete(clean, 1, axis=0), rtol=1e-5, atol=1e-6)
+    for function, given in (
+        (lambda x, context: net(x, context), context2.numpy()),
+        (lambda x, context: net(x, tf.stack([context, context], axis=-1)), context2.numpy()[:, 0]),
+    ):
+        step, bad = InverseAutoregressiveFlow(function), np.array(given)
+        bad[1, ...] = np.nan
+        for direction in DIRECTIONS:
+            clean = getattr(step, direction)(x3, context=tf.constant(given))
+            value = getattr(step, direction)(tf.identity(x3), context=tf.constant(bad)).numpy()
+            assert np.all(np.isnan(value[1])), direction
+            np.testing.assert_allclose(np.delete(value, 1, axis=0), np.delete(clean, 1, axis=0), rtol=1e-5, atol=1e-6)
 
 
-# TFP's services
-
-
-def test_properties_and_copy():
+def test_properties_copy_and_equality():
     net = network(context_shape=2)
     step = InverseAutoregressiveFlow(net, context=context2, transform=transforms.Affine(2.0), name='mine')
     copied = step.copy(validate_args=True)
@@ -142,6 +117,14 @@ def test_properties_and_copy():
     assert copied.validate_args and not step.validate_args
     np.testing.assert_array_equal(copied.forward(x3), step.forward(x3))
     assert InverseAutoregressiveFlow(net, name=None).name == InverseAutoregressiveFlow(net).name
+    assert step.copy() == step and hash(step.copy()) == hash(step)
+    for changed in (
+        {'network': network(context_shape=2)},
+        {'transform': 'affine'},
+        {'transform': transforms.Affine(1.0)},
+        {'context': context2 + 1.0},
+    ):
+        assert step.copy(**changed) != step, changed
 
 
 @pytest.mark.parametrize('event_shape', [[], [3], [2, 1, 3]], ids=str)
@@ -160,37 +143,22 @@ def test_event_rank_is_that_of_the_network(event_shape):
         np.testing.assert_allclose(step.inverse(tf.identity(y)), x, atol=1e-5)
 
 
-def test_equality_follows_network_context_and_transform():
-    net = network(context_shape=2)
-
-    def step(**kwargs):
-        return InverseAutoregressiveFlow(**{'network': net, 'context': context2, **kwargs})
-
-    assert step() == step() and hash(step()) == hash(step())
-    assert step() != step(network=network(context_shape=2))
-    assert step() != step(transform='affine')
-    assert step() != step(transform=transforms.Gated(1.0))
-    assert step() != step(context=context2 + 1.0)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('event_shape', [[3], [1, 3]], ids=str)
-def test_unknown_shapes(event_shape):
-    net, x = network(event_shape, context_shape=2), tf.reshape(x3, [5, *event_shape])
+@pytest.mark.parametrize(
+    ('event_shape', 'lead', 'signature'),
+    [([3], [5], [None, None]), ([1, 3], [1, 5], [[None, None, 1, 3], [None, 2]])],
+    ids=['ranks', 'sizes'],
+)
+def test_unknown_shapes(event_shape, lead, signature):
+    net, x = network(event_shape, context_shape=2), tf.reshape(x3, [*lead, *event_shape])
     steps = [InverseAutoregressiveFlow(net, inverse=inverse) for inverse in ('auto', 'fixed_point')]
 
     def results(x, context):
         return [steps[0].forward(x, context=context), *(step.inverse(x, context=context) for step in steps)]
 
-    expected = results(x, context2)
-    for shapes in ([None, None], [[None, None, *event_shape], [None, 2]]):
-        compiled = tf.function(results, [tf.TensorSpec(shape) for shape in shapes], autograph=False)
-        inputs = (x, context2) if shapes[0] is None else (x[tf.newaxis], context2)
-        for actual, value in zip(compiled(*inputs), expected, strict=True):
-            np.testing.assert_allclose(tf.reshape(actual, x.shape), value, rtol=1e-5, atol=1e-6)
-
-
-# Log-derivatives
+    compiled = tf.function(results, [tf.TensorSpec(shape) for shape in signature], autograph=False)
+    for actual, expected in zip(compiled(x, context2), results(x, context2), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -214,21 +182,6 @@ def test_log_derivatives_are_those_of_each_entry(event_shape, transform, inverse
 
         slopes = np.diagonal(jacobian(of_rows, tf.reshape(x, [5, -1])), axis1=1, axis2=2).reshape(x.shape)
         np.testing.assert_allclose(log_derivatives, np.log(slopes), rtol=1e-9, atol=1e-11, err_msg=direction)
-
-
-# Networks of others
-
-
-def test_variables_of_a_tfp_network_are_visible_and_get_gradients():
-    net = tfp_network(conditional=True, conditional_event_shape=[2])
-    q = tfd.TransformedDistribution(
-        tfd.Sample(tfd.Normal(tf.zeros([5]), 1.0), 3), InverseAutoregressiveFlow(net, context=context2)
-    )
-    assert {id(v) for v in q.trainable_variables} == {id(v) for v in net.trainable_variables}
-    with tf.GradientTape() as tape:
-        log_prob = q.log_prob(x3)
-    for gradient in tape.gradient(log_prob, net.trainable_variables):
-        assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
 
 
 def test_keras_layer_and_model_as_the_network():
@@ -296,30 +249,23 @@ def test_network_of_ones_own(kind):
         step.forward(x, context=tf.zeros([5, 3], tf.float64))
 
 
-class RowsWithWrongInverse(Rows):
-    def invert_step(self, transform, y, context):
-        return 7 * y, tf.zeros_like(y)
-
-
-def test_inverse_of_ones_own_is_used_unless_the_fixed_point_is_asked_for():
+def test_inverse_of_ones_own_is_used_unless_the_fixed_point_is_asked_for(monkeypatch):
     net, context, x = RowsWithInverse(), normal([5, 2], seed=2), normal([5, 4, 3], seed=1)
-    step = InverseAutoregressiveFlow(net, context=context, transform='affine')
-    y = tf.identity(step.forward(x))
+    own, iterated = (
+        InverseAutoregressiveFlow(net, context=context, transform='affine', inverse=inverse)
+        for inverse in ('auto', 'fixed_point')
+    )
+    y = tf.identity(own.forward(x))
     net.calls = 0
-    step.inverse(y)
+    own.inverse(y)
     assert net.calls == 5, 'four, and one more that checks'
-    iterated = InverseAutoregressiveFlow(net, context=context, transform='affine', inverse='fixed_point')
-    net.calls = 0
     np.testing.assert_allclose(iterated.inverse(tf.identity(y)), x, rtol=1e-9, atol=1e-9)
-    assert net.calls > 4
-    wrong = InverseAutoregressiveFlow(RowsWithWrongInverse(), context=context, transform='affine')
-    assert np.all(np.isnan(wrong.inverse(tf.identity(y))))
+    assert net.calls > 5 + 4
+    monkeypatch.setattr(net, 'invert_step', lambda transform, y, context: (7 * y, tf.zeros_like(y)))
+    assert np.all(np.isnan(own.inverse(tf.identity(y)))), 'a wrong one is found out'
 
 
-# One evaluation of the network
-
-
-def test_forward_takes_one_evaluation_for_all_that_is_asked_of_its_result():
+def test_one_evaluation_does_for_all_that_is_asked_of_its_result():
     net = Counted(network())
     step = InverseAutoregressiveFlow(net)
     y = step.forward(x3)
@@ -330,29 +276,19 @@ def test_forward_takes_one_evaluation_for_all_that_is_asked_of_its_result():
     q = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 3), tfb.Invert(step))
     q.log_prob(tf.identity(x3))
     assert net.calls == 2
-
-
-def test_inverse_takes_no_evaluation_for_all_that_is_asked_of_its_result():
-    net = Counted(network())
-    step = InverseAutoregressiveFlow(net)
     x = step.inverse(x3)
     calls = net.calls
     step.inverse_log_det_jacobian(x3), step.inverse_log_derivatives(x3)
     step.forward(x), step.forward_log_det_jacobian(x), step.forward_log_derivatives(x)
     assert net.calls == calls
 
-
-def test_log_det_before_forward_takes_one_evaluation_in_a_graph():
-    """Eagerly the value that came with the log-det is gone before it is asked for: TFP's cache holds it weakly."""
-    net = Counted(network())
-    step = InverseAutoregressiveFlow(net)
-
     @tf.function(autograph=False)
-    def both(x):
+    def log_det_first(x):
+        """Eagerly the value that came with it is gone before it is asked for: TFP's cache holds it weakly."""
         return step.forward_log_det_jacobian(x), step.forward(x)
 
-    both.get_concrete_function(x3)
-    assert net.calls == 1
+    log_det_first.get_concrete_function(x3)
+    assert net.calls == calls + 1
 
 
 # What is known of the variables of a network: all, or nothing.
@@ -362,25 +298,21 @@ OPAQUE = {
     'tf.function': lambda net: tf.function(lambda x: net(x), autograph=False),
 }
 each_opacity = pytest.mark.parametrize('opacity', OPAQUE)
-each_mode = pytest.mark.parametrize(
-    'in_function', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['eager', 'graph']
-)
 
 
 @each_opacity
-@each_mode
+@pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
 def test_value_at_the_same_tensor_follows_an_assignment(opacity, in_function):
     """TFP caches by tensor; a variable that changes must not leave the old value behind."""
     net = network()
     step = InverseAutoregressiveFlow(OPAQUE[opacity](net))
-
-    def values(x):
-        return [step.forward(x), step.inverse(x), step.forward_log_derivatives(x)]
+    # To trace an inverse takes a second, and it is kept as all else.
+    methods = [step.forward, step.forward_log_derivatives, *([] if in_function else [step.inverse])]
 
     def compute():
-        before = values(x3)
+        before = [method(x3) for method in methods]
         perturb(net)
-        return before, values(x3), values(tf.identity(x3))
+        return before, [method(x3) for method in methods], [method(tf.identity(x3)) for method in methods]
 
     results = (tf.function(compute, autograph=False) if in_function else compute)()
     for before, after, expected in zip(*results, strict=True):
@@ -409,16 +341,18 @@ def test_a_function_that_assigns_is_an_assignment():
     assert np.any(after != before)
 
 
-@each_opacity
-@each_mode
+@pytest.mark.parametrize(
+    ('opacity', 'in_function'),
+    [*((opacity, False) for opacity in OPAQUE), pytest.param('function', True, marks=pytest.mark.slow)],
+)
 def test_every_tape_has_gradients(opacity, in_function):
     """Whether the result was first made outside of any tape, in an outer tape, or in one before."""
     net = network()
     step = InverseAutoregressiveFlow(OPAQUE[opacity](net))
+    methods = step.forward, step.inverse_log_det_jacobian, step.inverse, step.forward_log_det_jacobian
 
     def gradients():
         results = []
-        methods = step.forward, step.inverse_log_det_jacobian, step.inverse, step.forward_log_det_jacobian
         for method in methods[:2] if in_function else methods:
             with tf.GradientTape() as tape:
                 tape.watch(x3)
@@ -465,7 +399,7 @@ def test_network_that_hides_its_variables_from_the_tape():
             return tf.stop_gradient(self.network(x))
 
     step = InverseAutoregressiveFlow(Frozen())
-    for direction in ('forward', 'inverse'):
+    for direction in DIRECTIONS:
         for method in (direction, f'{direction}_log_det_jacobian', f'{direction}_log_derivatives'):
             expected = getattr(step, method)(tf.identity(x3))
             with tf.GradientTape() as tape:
@@ -476,19 +410,17 @@ def test_network_that_hides_its_variables_from_the_tape():
 
 def test_result_of_a_network_in_half_precision_is_kept():
     """Whose variables no buffer of Python shows: it is told by value whether they changed."""
-    scale = tf.Variable(tf.ones([], tf.bfloat16))
 
     class Network(tf.Module):
         def __init__(self):
             super().__init__()
-            self.scale = scale
+            self.scale = tf.Variable(tf.ones([], tf.bfloat16))
 
         def __call__(self, x):
             return tf.cast(self.scale, tf.float32) * tf.zeros([*x.shape, 2])
 
     step = InverseAutoregressiveFlow(Network(), transform='affine')
-    y = step.forward(x3)
-    np.testing.assert_array_equal(step.inverse(y), x3)
+    np.testing.assert_array_equal(step.inverse(step.forward(x3)), x3)
 
 
 @pytest.mark.slow
@@ -508,9 +440,6 @@ assert tf.reduce_any(before != step.forward(x))
 """
     environment = {**os.environ, 'GLIBC_TUNABLES': 'glibc.malloc.tcache_count=0', 'MALLOC_PERTURB_': '165'}
     subprocess.run([sys.executable, '-c', program], check=True, env=environment, timeout=300)
-
-
-# Bad input
 
 
 def test_bad_arguments():
