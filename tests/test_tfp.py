@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import samplers
 
 from tests.flows import jacobian, normal, perturb, tfb, tfd
-from tfp_iaf import IAFPosterior, InverseAutoregressiveFlow, build_iaf_surrogate_posterior, transforms
+from tfp_iaf import IAFPosterior, InverseAutoregressiveFlow, transforms
 
 EVENT, CONTEXT, STEPS = 3, 2, 2
 SEED = (1, 2)  # a stateless seed, which gives the same sample every time
@@ -40,43 +38,38 @@ def log_normal(x, scale=1.0):
     return tf.reduce_sum(tfd.Normal(tf.zeros([], tf.float64), scale).log_prob(x), axis=-1)
 
 
-# TFP's bijectors around a step. Each case: the bijector, the same by hand, and the number of entries.
-
+# TFP's bijectors around a step: the bijector, the same by hand, and the number of entries.
 COMPOSITIONS = {
-    'invert_chain': lambda f: (
-        tfb.Invert(tfb.Chain([tfb.Scale(np.float64(2.0)), f])),
-        lambda x: f.inverse(x / 2),
+    'invert_chain': (
+        lambda f: tfb.Invert(tfb.Chain([tfb.Scale(np.float64(2.0)), f])),
+        lambda f, x: f.inverse(x / 2),
         3,
     ),
-    'split': lambda f: (
-        tfb.Chain([tfb.JointMap([f, tfb.Exp()]), tfb.Split([3, 2])]),
-        lambda x: [f.forward(x[..., :3]), tf.exp(x[..., 3:])],
+    'split': (
+        lambda f: tfb.Chain([tfb.JointMap([f, tfb.Exp()]), tfb.Split([3, 2])]),
+        lambda f, x: [f.forward(x[..., :3]), tf.exp(x[..., 3:])],
         5,
     ),
-    'steps_in_steps': lambda f: (tfb.Chain([f, tfb.Invert(tfb.Chain([f, f]))]), lambda x: f.inverse(x), 3),
+    'steps_in_steps': (lambda f: tfb.Chain([f, tfb.Invert(tfb.Chain([f, f]))]), lambda f, x: f.inverse(x), 3),
 }
 
 
-def flat(event):
-    return tf.concat([tf.reshape(part, [part.shape[0], -1]) for part in tf.nest.flatten(event)], axis=-1)
+@pytest.mark.parametrize(('compose', 'of_step', 'size'), COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_composition_equals_that_by_hand(compose, of_step, size):
+    f, x = step(transform='affine'), normal([5, size], seed=5)
+    bijector = compose(f)
 
+    def by_hand(x):
+        return tf.concat(tf.nest.flatten(of_step(f, x)), axis=-1)
 
-@pytest.mark.parametrize('compose', COMPOSITIONS.values(), ids=COMPOSITIONS)
-def test_composition_equals_that_by_hand(compose):
-    bijector, by_hand, size = compose(step(transform='affine'))
-    x = normal([5, size], seed=5)
     y = bijector.forward(x)
-    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), y, by_hand(tf.identity(x)))
-    log_det = np.linalg.slogdet(jacobian(lambda x: flat(by_hand(x)), x))[1]
-    fresh = tf.nest.map_structure(tf.identity, y)
-    ndims = tf.nest.map_structure(lambda part: part.shape.rank - 1, y)
+    np.testing.assert_allclose(tf.concat(tf.nest.flatten(y), axis=-1), by_hand(tf.identity(x)), rtol=1e-9)
+    log_det = np.linalg.slogdet(jacobian(by_hand, x))[1]
     np.testing.assert_allclose(bijector.forward_log_det_jacobian(x, 1), log_det, rtol=1e-8, atol=1e-9)
+    fresh, again = (tf.nest.map_structure(tf.identity, y) for _ in range(2))
     np.testing.assert_allclose(bijector.inverse(fresh), x, rtol=1e-7, atol=1e-9)
-    fresh = tf.nest.map_structure(tf.identity, y)
-    np.testing.assert_allclose(bijector.inverse_log_det_jacobian(fresh, ndims), -log_det, rtol=1e-7, atol=1e-9)
-
-
-# Distributions around a posterior
+    ndims = tf.nest.map_structure(lambda part: 1, y)
+    np.testing.assert_allclose(bijector.inverse_log_det_jacobian(again, ndims), -log_det, rtol=1e-7, atol=1e-9)
 
 
 def test_independent_sample_and_mixture():
@@ -105,11 +98,11 @@ def joint_distributions(made):
     def prior():
         return tfd.Independent(tfd.Normal(tf.zeros([EVENT], tf.float64), 1.0), 1)
 
-    def likelihood(z):
-        return tfd.Independent(tfd.Normal(z, tf.constant(0.5, tf.float64)), 1)
-
     def flow(loc):
         return made(loc, tf.ones([EVENT], tf.float64))
+
+    def likelihood(z):
+        return tfd.Independent(tfd.Normal(z, tf.constant(0.5, tf.float64)), 1)
 
     def coroutine():
         loc = yield prior()
@@ -125,19 +118,18 @@ def joint_distributions(made):
 
 @pytest.mark.parametrize('kind', ['sequential', 'named', pytest.param('auto_batched', marks=pytest.mark.slow)])
 def test_component_of_a_joint_distribution(kind):
-    made = posterior()
+    made = posterior(num_flows=1)
     joint = joint_distributions(made)[kind]
     event, log_prob = joint.experimental_sample_and_log_prob(4, seed=1)
     loc, z, y = (event[name] for name in ('loc', 'z', 'y')) if kind == 'named' else event
     expected = log_normal(loc) + made(loc, tf.ones_like(loc)).log_prob(tf.identity(z)) + log_normal(y - z, 0.5)
-    np.testing.assert_allclose(log_prob, expected, rtol=1e-9)
-    np.testing.assert_allclose(joint.log_prob(event), expected, rtol=1e-9)
-    np.testing.assert_allclose(joint.log_prob(tf.nest.map_structure(tf.identity, event)), expected, rtol=1e-9)
+    for density in (log_prob, joint.log_prob(event), joint.log_prob(tf.nest.map_structure(tf.identity, event))):
+        np.testing.assert_allclose(density, expected, rtol=1e-9)
 
 
 def test_one_posterior_twice_in_a_joint_distribution():
     """A joint distribution names components itself, unless they insist on a name, which then may come but once."""
-    made, scale = posterior(), tf.ones([EVENT], tf.float64)
+    made, scale = posterior(num_flows=1), tf.ones([EVENT], tf.float64)
 
     def model():
         first = yield made(tf.zeros([EVENT], tf.float64), scale)
@@ -154,19 +146,15 @@ def test_two_posteriors_in_one_chain_take_contexts_by_their_names():
     first, second = (posterior(context_shape=CONTEXT, name=name, seed=i) for i, name in enumerate(['first', 'second']))
     chain = tfb.Chain([second.bijector(), tfb.Scale(np.float64(2.0)), first.bijector()], name='outer')
     other = normal([5, CONTEXT], seed=8)
+    same = tfb.Chain([second.bijector(other), tfb.Scale(np.float64(2.0)), first.bijector(context2)])
     keywords = {
         'first': {f'flow_{t}': {'context': context2} for t in range(STEPS)},
         'second': {f'flow_{t}': {'conditional_input': other} for t in range(STEPS)},
     }
-    expected = second.bijector(other).forward(2 * first.bijector(context2).forward(x3))
     y = chain.forward(x3, **keywords)
-    np.testing.assert_allclose(y, expected, rtol=1e-10)
+    np.testing.assert_allclose(y, same.forward(x3), rtol=1e-10)
     np.testing.assert_allclose(chain.inverse(tf.identity(y), **keywords), x3, rtol=1e-7)
-    q = tfd.TransformedDistribution(standard_normal(batch=[5]), chain)
-    same = tfd.TransformedDistribution(
-        standard_normal(batch=[5]),
-        tfb.Chain([second.bijector(other), tfb.Scale(np.float64(2.0)), first.bijector(context2)]),
-    )
+    q, same = (tfd.TransformedDistribution(standard_normal(batch=[5]), bijector) for bijector in (chain, same))
     np.testing.assert_allclose(q.log_prob(y, bijector_kwargs=keywords), same.log_prob(tf.identity(y)), rtol=1e-9)
 
 
@@ -186,15 +174,15 @@ def test_in_place_of_tfps_own_flow():
         return tfb.Chain([tfb.Scale(log_scale=-log_scale), tfb.Shift(-shift)])
 
     network = tfb.AutoregressiveNetwork(2, event_shape=[EVENT], hidden_units=[8], activation='tanh', dtype=tf.float64)
-    network(tf.zeros([1, EVENT], tf.float64))
+    network(x3)  # the variables come with the first call
     ours = InverseAutoregressiveFlow(network, transform=transforms.ScalarBijector(whitening, params=2))
     theirs = tfb.Invert(tfb.MaskedAutoregressiveFlow(network))
     results = []
     for bijector in (ours, theirs):
         q = tfd.TransformedDistribution(standard_normal(), bijector)
+        assert {id(v) for v in q.trainable_variables} == {id(v) for v in network.trainable_variables}
         with tf.GradientTape() as tape:
-            z = q.sample(5, seed=SEED)
-            log_q = q.log_prob(x3)
+            z, log_q = q.sample(5, seed=SEED), q.log_prob(x3)
             total = tf.reduce_sum(z**2) + tf.reduce_sum(log_q)
         results.append([z, log_q, *tape.gradient(total, network.trainable_variables)])
     (z, log_q, *gradients), (their_z, their_log_q, *their_gradients) = results
@@ -206,98 +194,48 @@ def test_in_place_of_tfps_own_flow():
         np.testing.assert_allclose(gradient[allowed], expected[allowed], rtol=1e-5, atol=1e-7)
 
 
-def test_score_function_estimator_equals_that_by_hand():
-    """It holds the samples fixed."""
-    made = posterior(transform='affine')
-    q = made(tf.zeros([EVENT], tf.float64), tf.ones([EVENT], tf.float64))
-
-    def target(z):
-        return -tf.reduce_sum((z - 1.0) ** 2, axis=-1)
-
-    estimator = tfp.vi.GradientEstimators.SCORE_FUNCTION
-    with tf.GradientTape() as tape:
-        loss = tfp.vi.monte_carlo_variational_loss(target, q, sample_size=8, gradient_estimator=estimator, seed=SEED)
-    gradients = tape.gradient(loss, made.trainable_variables)
-    z = q.sample(8, seed=samplers.split_seed(SEED)[0]).numpy()
-    with tf.GradientTape() as tape:
-        log_q = q.log_prob(z)
-        surrogate = tf.reduce_mean((1 + tf.stop_gradient(log_q - target(z))) * log_q)
-    np.testing.assert_allclose(loss, tf.reduce_mean(log_q - target(z)), rtol=1e-9)
-    for gradient, expected in zip(gradients, tape.gradient(surrogate, made.trainable_variables), strict=True):
-        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
-
-
-def test_a_surrogate_of_a_float64_model_takes_its_dtype():
-    zero, one = tf.zeros([], tf.float64), tf.ones([], tf.float64)
-    model = tfd.JointDistributionNamed({'a': tfd.Normal(zero, one), 'y': lambda a: tfd.Normal(a, one)})
-    model = model.experimental_pin(y=one)
-    bijector = model.experimental_default_event_space_bijector()
-    q = build_iaf_surrogate_posterior(model.event_shape_tensor(), bijector, seed=0)
-    assert q.sample(seed=0)['a'].dtype == tf.float64
-    loss = tfp.vi.monte_carlo_variational_loss(model.unnormalized_log_prob, q, sample_size=3, seed=1)
-    assert np.isfinite(loss)
-
-
-# What TFP's cache loses, and what it keeps too long
-
-
-def test_values_are_right_where_the_cache_is_lost(inversions):
-    """As the docstring of `IAFPosterior` says: each of these inverts every step."""
+@pytest.mark.slow
+def test_values_are_right_where_the_cache_is_lost(network_calls, inversions):
+    """As the docstring of `IAFPosterior` says: each of these inverts every step, but to sample with the density."""
     made = posterior(context_shape=CONTEXT)
     loc, scale = normal([5, EVENT], seed=3), tf.ones([5, EVENT], tf.float64)
     q = made(loc, scale, context2)
-    z, log_q = q.experimental_sample_and_log_prob(4, seed=SEED)
+    joint = tfd.JointDistributionSequential([q, lambda z: tfd.Independent(tfd.Normal(z, tf.ones_like(z)), 1)])
+    joint.sample(seed=1)  # once, a joint distribution draws another sample, to learn its own structure
     independent, several = tfd.Independent(q, 1), tfd.Sample(q, 2)
-    of_function = tf.function(lambda: q.sample(4, seed=SEED))()
     of_independent = independent.sample(4, seed=SEED)
-    of_several, log_several = several.experimental_sample_and_log_prob(4, seed=SEED)
-    assert inversions == []
-    ways = {
-        'known': (lambda: q.log_prob(z), log_q, 0),
-        'identity': (lambda: q.log_prob(tf.identity(z)), log_q, STEPS),
-        'numpy': (lambda: q.log_prob(z.numpy()), log_q, STEPS),
-        'another function': (lambda: tf.function(q.log_prob)(of_function), log_q, STEPS),
-        'another context': (lambda: made(loc, scale, tf.identity(context2)).log_prob(z), log_q, STEPS),
-        'independent': (lambda: independent.log_prob(of_independent), tf.reduce_sum(log_q, axis=-1), STEPS),
-        'sample': (lambda: several.log_prob(of_several), log_several, STEPS),
-    }
-    for name, (way, expected, inverted) in ways.items():
+    of_function = tf.function(lambda: q.sample(4, seed=SEED), autograph=False)()
+    samples = []
+    for whole in (q, several, independent, joint):
+        network_calls.clear()
+        samples.append(whole.experimental_sample_and_log_prob(4, seed=SEED))
+        assert (len(network_calls), inversions) == (STEPS, []), whole
+    (z, log_q), (of_several, log_several), *_ = samples
+    for name, log_prob, expected, inverted in (
+        ('known', lambda: q.log_prob(z), log_q, 0),
+        ('identity', lambda: q.log_prob(tf.identity(z)), log_q, STEPS),
+        ('numpy', lambda: q.log_prob(z.numpy()), log_q, STEPS),
+        ('another function', lambda: tf.function(q.log_prob, autograph=False)(of_function), log_q, STEPS),
+        ('another context', lambda: made(loc, scale, tf.identity(context2)).log_prob(z), log_q, STEPS),
+        ('independent', lambda: independent.log_prob(of_independent), tf.reduce_sum(log_q, axis=-1), STEPS),
+        ('sample', lambda: several.log_prob(of_several), log_several, STEPS),
+    ):
         inversions.clear()
-        np.testing.assert_allclose(way(), expected, rtol=1e-8, err_msg=name)
+        np.testing.assert_allclose(log_prob(), expected, rtol=1e-8, err_msg=name)
         assert len(inversions) == inverted, name
 
 
-@pytest.mark.parametrize(
-    'around',
-    [
-        lambda q: tfd.Independent(q, 1),
-        lambda q: tfd.Sample(q, 2),
-        lambda q: tfd.JointDistributionSequential([q, lambda z: tfd.Independent(tfd.Normal(z, tf.ones_like(z)), 1)]),
-    ],
-    ids=['independent', 'sample', 'joint'],
-)
-def test_sampling_with_the_density_inverts_nothing(around, network_calls, inversions):
-    whole = around(distribution())
-    whole.sample(seed=1)  # once, a joint distribution draws another sample, to learn its own structure
-    network_calls.clear()
-    whole.experimental_sample_and_log_prob(4, seed=1)
-    assert len(network_calls) == STEPS
-    assert inversions == []
-
-
-def distributions_to_update():
+def distribution_to_update(kind):
     made = posterior()
-    of_posterior = made(tf.zeros([EVENT], tf.float64), tf.ones([EVENT], tf.float64))
-    own = tfb.Chain([tfb.Softplus(), *made.bijector().bijectors])
-    return {
-        'posterior': (made, of_posterior),
-        'chain of ones own': (made, tfd.TransformedDistribution(standard_normal(), own)),
-        'inverted': (made, tfd.TransformedDistribution(standard_normal(), tfb.Invert(made.bijector()))),
-        'nested': (
-            made,
-            tfd.TransformedDistribution(standard_normal(), tfb.Chain([tfb.Softplus(), made.bijector()])),
-        ),
-    }
+    if kind == 'posterior':
+        return made, made(tf.zeros([EVENT], tf.float64), tf.ones([EVENT], tf.float64))
+    flow = made.bijector()
+    bijector = {
+        'chain of ones own': lambda: tfb.Chain([tfb.Softplus(), *flow.bijectors]),
+        'inverted': lambda: tfb.Invert(flow),
+        'nested': lambda: tfb.Chain([tfb.Softplus(), flow]),
+    }[kind]()
+    return made, tfd.TransformedDistribution(standard_normal(), bijector)
 
 
 each_to_update = pytest.mark.parametrize('kind', ['posterior', 'chain of ones own', 'inverted', 'nested'])
@@ -305,7 +243,7 @@ each_to_update = pytest.mark.parametrize('kind', ['posterior', 'chain of ones ow
 
 @each_to_update
 def test_a_sample_and_its_density_take_one_evaluation(kind, network_calls, inversions):
-    _, q = distributions_to_update()[kind]
+    _, q = distribution_to_update(kind)
     z = q.sample(4, seed=SEED)
     calls = list(network_calls), list(inversions)
     q.log_prob(z)
@@ -314,9 +252,9 @@ def test_a_sample_and_its_density_take_one_evaluation(kind, network_calls, inver
 
 @each_to_update
 def test_log_prob_of_a_held_point_has_all_gradients_and_follows_an_update(kind):
-    """As in an evaluation after each epoch, on the same tensor."""
-    made, q = distributions_to_update()[kind]
-    point = tf.abs(x3) + 0.1
+    """As in an evaluation after each epoch on the same tensor; estimators such as the score function hold samples."""
+    made, q = distribution_to_update(kind)
+    point = q.sample(5, seed=SEED) if kind == 'posterior' else tf.abs(x3) + 0.1
     before = q.log_prob(point)
     gradients = []
     for value in (point, tf.identity(point)):
@@ -334,7 +272,7 @@ def test_log_prob_of_a_held_point_has_all_gradients_and_follows_an_update(kind):
 
 def test_held_sample_of_a_chain_of_ones_own_needs_a_new_tensor():
     """TFP's chain keeps the way back from a sample. What the docstring of the step says helps against it does help."""
-    made, q = distributions_to_update()['chain of ones own']
+    made, q = distribution_to_update('chain of ones own')
     z = q.sample(5, seed=SEED)
     perturb(made)
     expected = tfd.TransformedDistribution(
