@@ -93,14 +93,6 @@ def spline(x, params, bound=5.0, min_bin_size=1e-2, min_slope=1e-2):
     return y, log_det
 
 
-def gaussian_log_density(z, loc, scale):
-    """log q(z_0)."""
-    total = 0.0
-    for i in range(z.size):
-        total += -0.5 * ((z[i] - loc[i]) / scale[i]) ** 2 - np.log(scale[i]) - 0.5 * np.log(2 * np.pi)
-    return total
-
-
 def chain(networks, transform, x, context=None):
     """z_T and the sum over the steps of the log-dets, for one event x; `networks` as (weights, order, P)."""
     total = 0.0
