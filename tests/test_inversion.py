@@ -1,11 +1,14 @@
-"""Solving y = f(x): exact in at most D iterations for whatever is autoregressive, NaN for what is not."""
+"""Solving y = f(x): exact in at most D iterations for whatever is autoregressive, NaN for what is not; by blocks."""
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.flows import Counted, each_dtype, jacobian, masked_kernels, normal, perturb, raises
+from tests.flows import Counted, count_ops, each_dtype, jacobian, masked_kernels, normal, perturb, raises
 from tfp_iaf import InverseAutoregressiveFlow, MaskedAutoregressiveNetwork, transforms
+from tfp_iaf.inversion import blockwise
 
 
 def affine_step(shift, log_scale=tf.zeros_like, **kwargs):
@@ -27,9 +30,7 @@ def assert_inverts(step, x, **tolerance):
     np.testing.assert_allclose(step.inverse(tf.identity(y)), x, **tolerance)
 
 
-KINDS = {'function': lambda: affine_step(tf.sin), 'masked': _masked_step}
-
-each_kind = pytest.mark.parametrize('make', KINDS.values(), ids=KINDS)
+each_inverse = pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
 
 
 @each_dtype
@@ -56,36 +57,25 @@ def test_transients_that_overflow_do_no_harm():
     assert_inverts(step, x, rtol=1e-12)
 
 
-def test_takes_at_most_one_pass_more_than_there_are_entries():
-    step = affine_step(lambda before: 5.0 * tf.sin(3.0 * before))
-    y = step.forward(normal([10, 20]))
-    step.network.calls = 0
-    step.inverse(tf.identity(y))
-    assert step.network.calls <= 21
+def test_number_of_passes():
+    """At most one more than there are entries, fewer where the step contracts, and in a graph it does not grow."""
+    steep, contracting = affine_step(lambda x: 5.0 * tf.sin(3.0 * x)), affine_step(lambda x: 0.01 * tf.sin(x))
+    for step, size, most in ((steep, 20, 21), (contracting, 200, 12)):
+        y = tf.identity(step.forward(normal([10, size])))
+        step.network.calls = 0
+        step.inverse(y), step.inverse_log_det_jacobian(y)
+        assert step.network.calls <= most
 
-
-def test_ends_early_where_the_step_contracts():
-    step = affine_step(lambda before: 0.01 * tf.sin(before))
-    y = step.forward(normal([10, 200]))
-    step.network.calls = 0
-    x = tf.identity(y)
-    step.inverse(x), step.inverse_log_det_jacobian(x)
-    assert step.network.calls <= 12
-
-
-def test_number_of_passes_does_not_grow_in_a_graph():
-    """One for the iterations, however many they are, and one for the check, the log-det and the gradient."""
-    step = affine_step(lambda before: 0.01 * tf.sin(before))
-
-    @tf.function
+    @tf.function(autograph=False)
     def gradient(y):
         with tf.GradientTape() as tape:
             tape.watch(y)
-            total = tf.reduce_sum(step.inverse(y)) + tf.reduce_sum(step.inverse_log_det_jacobian(y))
+            total = tf.reduce_sum(contracting.inverse(y)) + tf.reduce_sum(contracting.inverse_log_det_jacobian(y))
         return tape.gradient(total, y)
 
-    gradient(normal([10, 200]))
-    assert step.network.calls <= 3
+    contracting.network.calls = 0
+    gradient(y)
+    assert contracting.network.calls <= 3, 'one for the iterations, and one for the check, the log-det and the gradient'
 
 
 def test_gradient_of_a_step_that_expands_equals_the_inverse_of_the_jacobian():
@@ -96,7 +86,7 @@ def test_gradient_of_a_step_that_expands_equals_the_inverse_of_the_jacobian():
     np.testing.assert_allclose(jacobian(step.inverse, tf.identity(y)), expected, rtol=1e-6, atol=1e-6 * expected.max())
 
 
-@each_kind
+@pytest.mark.parametrize('make', [lambda: affine_step(tf.sin), _masked_step], ids=['function', 'masked'])
 def test_derivative_in_forward_mode_is_refused(make):
     """Not taken for none."""
     step, y = make(), normal([4, 3])
@@ -122,7 +112,7 @@ def test_function_traced_before_a_vectorized_map_has_the_right_gradient_inside()
     np.testing.assert_allclose(inside, gradient(step.inverse, tf.identity(y)), rtol=1e-10)
 
 
-@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@each_inverse
 def test_gradient_of_a_very_large_objective(inverse):
     """Bounds on transients must not bound the solution."""
     net = MaskedAutoregressiveNetwork(2, (8,), seed=0)
@@ -139,7 +129,7 @@ def test_gradient_of_a_very_large_objective(inverse):
         np.testing.assert_allclose(actual / 1e20, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@each_inverse
 def test_entries_of_very_different_size(inverse):
     """A small entry is as exact beside a large one as alone, and the same whatever else is in the batch."""
     scales = tf.constant([1e5, 1.0, 1e-4, 1.0, 1e2, 1.0])
@@ -158,7 +148,7 @@ def test_entries_of_very_different_size(inverse):
         np.testing.assert_allclose(inverted / scales, exact[: len(rows)] / scales, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@each_inverse
 def test_lost_events_leave_the_gradients_of_others_alone(inverse):
     """Where a mask keeps them out of the loss: a row that is NaN must not be one in the gradient of a sum."""
     net = MaskedAutoregressiveNetwork([2, 2], (9,), context_shape=2, seed=0, dtype=tf.float64)
@@ -189,7 +179,7 @@ def test_lost_events_leave_the_gradients_of_others_alone(inverse):
 
 
 @each_dtype
-@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
+@each_inverse
 def test_range_of_the_points(inverse, dtype):
     """Up to a power of the largest number, a network of some layers does not overflow; beyond, an event is NaN."""
     net = MaskedAutoregressiveNetwork(4, (16, 16), activation='tanh', seed=0, dtype=dtype)
@@ -283,22 +273,77 @@ def test_number_of_entries_that_is_known_only_when_it_runs():
     np.testing.assert_allclose(inverse(step.forward(x) + 0.0), x, atol=1e-4)
 
 
-def test_depth_of_a_network_is_checked():
-    network = MaskedAutoregressiveNetwork(6, (8,), seed=0)
-    for depth, error in ((2.5, TypeError), (0, ValueError)):
-        network.depth = depth
-        step = InverseAutoregressiveFlow(network, inverse='fixed_point')
-        with raises(error, 'network.depth', str(depth)):
-            step.inverse(normal([2, 6], tf.float32))
-
-
-def test_depth_of_another_callable_means_something_else():
-    network = MaskedAutoregressiveNetwork(6, (8,), seed=0)
+def test_depth_of_a_network_is_checked_and_that_of_another_callable_means_something_else():
+    network, x = MaskedAutoregressiveNetwork(6, (8,), seed=0), normal([2, 6], tf.float32)
 
     def callable_network(x):
         return network(x)
 
     callable_network.depth = 2
-    step = InverseAutoregressiveFlow(callable_network)
-    x = normal([2, 6], tf.float32)
-    np.testing.assert_allclose(step.inverse(step.forward(x) + 0.0), x, atol=1e-4)
+    assert_inverts(InverseAutoregressiveFlow(callable_network), x, atol=1e-4)
+    for depth, error in ((2.5, TypeError), (0, ValueError)):
+        network.depth = depth
+        with raises(error, 'network.depth', str(depth)):
+            InverseAutoregressiveFlow(network, inverse='fixed_point').inverse(x)
+
+
+@st.composite
+def _architectures(draw):
+    """An architecture, and a number of blocks."""
+    event_size = draw(st.integers(1, 9))
+    architecture = {
+        'event_shape': event_size,
+        'hidden_units': draw(st.lists(st.integers(1, 12), min_size=1, max_size=3)),
+        'context_shape': draw(st.none() | st.just(2)),
+        'order': draw(st.sampled_from(['left-to-right', 'right-to-left', 'random'])),
+    }
+    return architecture, draw(st.integers(1, event_size))
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(_architectures(), st.sampled_from([transforms.Gated(), transforms.Affine()]))
+def test_values_and_gradients_by_blocks_are_those_of_unrolled_iterations(drawn, transform):
+    architecture, num_blocks = drawn
+    net = MaskedAutoregressiveNetwork(**architecture, seed=0, dtype=tf.float64)
+    perturb(net)
+    sizes = [architecture['event_shape'], *([] if architecture['context_shape'] is None else [2])]
+    inputs = [normal([3, size], seed=i) for i, size in enumerate(sizes)]
+
+    def unrolled(y, context=None):
+        x = y
+        for _ in range(architecture['event_shape']):
+            x, _ = transform.inverse(y, net(x, context))
+        return x, transform.forward(x, net(x, context))[1], y
+
+    def by_blocks(y, context=None):
+        return blockwise(net.masked_layers(context), transform, y, num_blocks)
+
+    def values_and_gradients(invert):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            x, log_derivatives, image = invert(*inputs)
+            total = tf.reduce_sum(tf.sin(x)) + tf.reduce_sum(normal(x.shape, seed=7) * tf.cos(log_derivatives))
+        sources = [*inputs, *net.trainable_variables]
+        return [x, log_derivatives, image, *tape.gradient(total, sources, unconnected_gradients='zero')]
+
+    for value, expected in zip(values_and_gradients(by_blocks), values_and_gradients(unrolled), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_blocks_cost_about_one_network_pass_and_the_graph_does_not_grow_with_the_event():
+    def traced(event_size):
+        net = MaskedAutoregressiveNetwork(event_size, (64,), seed=0)
+        function = tf.function(lambda y: blockwise(net.masked_layers(), transforms.Gated(), y), autograph=False)
+        return function.get_concrete_function(tf.TensorSpec([None, event_size]))
+
+    def nodes(function):
+        graph = function.graph.as_graph_def()
+        return len(graph.node) + sum(len(inner.node_def) for inner in graph.library.function)
+
+    small, large = traced(64), traced(256)
+    # For each of two layers, one with each of the seven strips before the blocks that are not the first, and one with
+    # each block itself, in the loop's body.
+    assert count_ops(small, 'MatMul') == 2 * (7 + 8)
+    assert nodes(large) == nodes(small)
