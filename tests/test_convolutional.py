@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_iaf
-from tests.flows import each_dtype, jacobian, masked_kernels, normal, permitted, perturb, raises
+from tests.flows import jacobian, masked_kernels, normal, permitted, perturb, raises
 from tfp_iaf import MaskedConvolutionalNetwork
 
 ORDERS = ('left-to-right', 'right-to-left')
@@ -26,14 +26,6 @@ def inputs_of(net, lead=(2,)):
     return [x] if net.context_shape is None else [x, normal([*lead, *net.context_shape], net.dtype, seed=2)]
 
 
-def event_jacobian(net, x, *context):
-    """[N, D, P, D]: the parameters of an entry by the entries of x."""
-    size = net.event_shape.num_elements()
-    rows = tf.reshape(x, [-1, size])
-    flat = jacobian(lambda rows: tf.reshape(net(tf.reshape(rows, x.shape), *context), [x.shape[0], -1]), rows)
-    return flat.reshape([-1, size, net.params, size])
-
-
 def seen(net):
     """[D, D]: which entries (columns) the parameters of an entry (rows) see, followed from layer to layer in loops."""
     (height, width, channels), radius = net.event_shape, net.kernel_size // 2
@@ -47,9 +39,6 @@ def seen(net):
             after |= np.einsum('hwid,io->hwod', padded[i : i + height, j : j + width], kernel[i, j])
         connected = after
     return connected.reshape([-1, net.params, connected.shape[-1]])[:, 0]
-
-
-# Who sees whom
 
 
 @st.composite
@@ -66,20 +55,26 @@ def _architectures(draw):
     }
 
 
-@hypothesis.settings(max_examples=10)
+@pytest.mark.slow
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(_architectures())
 def test_parameters_depend_on_what_is_before_and_within_reach_and_on_nothing_else(architecture):
     """With other weights and, overwritten by ones, with kernels in which no weight is zero."""
     net = network(activation='tanh', **architecture)
-    before = permitted(net.order, strictly=True)
-    assert not np.any(seen(net) & ~before)
+    x, *context = inputs_of(net)
+    size = net.event_shape.num_elements()
+    weights = normal([net.params], seed=4)
+    assert not np.any(seen(net) & ~permitted(net.order, strictly=True))
+
+    def of_rows(rows):
+        return tf.reshape(tf.linalg.matvec(net(tf.reshape(rows, x.shape), *context), weights), rows.shape)
+
     for overwritten in (False, True):
         if overwritten:
             for kernel, _ in masked_kernels(net):
                 kernel.assign(tf.ones_like(kernel))
-        derivatives = event_jacobian(net, *inputs_of(net))
-        assert np.all(np.where(before[:, np.newaxis], 0.0, derivatives) == 0.0)
-        assert np.array_equal(np.any(derivatives != 0, axis=(0, 2)), seen(net))
+        derivatives = jacobian(of_rows, tf.reshape(x, [-1, size]))
+        assert np.array_equal(np.any(derivatives != 0, axis=0), seen(net))
 
 
 @pytest.mark.parametrize('order', ORDERS)
@@ -101,37 +96,19 @@ def test_pixels_see_what_the_documentation_says(filters, order):
             assert np.all(sees[i, j, :, k, m, :] == expected), (i, j, k, m)
 
 
-@pytest.mark.parametrize('order', ORDERS)
-@pytest.mark.parametrize('filters', [(1,), (4, 5)], ids=str)
-def test_context_reaches_every_output_beyond_a_linear_term(filters, order):
-    net = network([2, 3, 2], filters, context_shape=[2, 3, 2], order=order, activation='tanh')
-    x, context = inputs_of(net)
-    with tf.GradientTape() as outer:
-        outer.watch(context)
-        with tf.GradientTape() as inner:
-            inner.watch(context)
-            outputs = net(x, context)
-        by_context = inner.batch_jacobian(outputs, context)  # of each output, by the context of each pixel
-        own = tf.reduce_sum(tf.einsum('bhwcphwk->bhwcpk', by_context))
-    assert np.all(np.einsum('bhwcphwk->bhwcpk', by_context) != 0)
-    assert np.all(outer.gradient(own, context) != 0)
-
-
-@pytest.mark.parametrize('forbidden', [1.0, np.inf, np.nan])
-def test_forbidden_weights_have_no_effect_and_no_gradient(forbidden):
+def test_forbidden_weights_have_no_effect_and_no_gradient():
     net = network()
     inputs = inputs_of(net)
     before = net(*inputs)
-    for kernel, mask in masked_kernels(net):
-        kernel.assign(tf.where(mask, kernel, tf.constant(forbidden, kernel.dtype)))
-    np.testing.assert_array_equal(net(*inputs), before)
-    with tf.GradientTape(persistent=True) as tape:
-        total = tf.reduce_sum(net(*inputs) * normal([2, *net.event_shape, 2]))
-    for kernel, mask in masked_kernels(net):
-        assert np.array_equal(tape.gradient(total, kernel).numpy() != 0, mask)
-
-
-# Values and shapes
+    for forbidden in (1.0, np.inf, np.nan):
+        for kernel, mask in masked_kernels(net):
+            kernel.assign(tf.where(mask, kernel, tf.constant(forbidden, kernel.dtype)))
+        with tf.GradientTape(persistent=True) as tape:
+            outputs = net(*inputs)
+            total = tf.reduce_sum(outputs * normal([2, *net.event_shape, 2]))
+        np.testing.assert_array_equal(outputs, before, err_msg=str(forbidden))
+        for kernel, mask in masked_kernels(net):
+            assert np.array_equal(tape.gradient(total, kernel).numpy() != 0, mask), forbidden
 
 
 @pytest.mark.parametrize('order', ORDERS)
@@ -157,20 +134,6 @@ def test_output_equals_convolutions_in_loops(kernel_size, order):
     np.testing.assert_allclose(net(x, context), sums.reshape([*x.shape, 2]), rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize('x_lead', [[], [2], [3, 2], [3, 1]], ids=str)
-@pytest.mark.parametrize('context_lead', [[], [1], [2], [3, 2]], ids=str)
-def test_leading_shapes_broadcast(x_lead, context_lead):
-    net = network()
-    x, context = inputs_of(net, x_lead)[0], inputs_of(net, context_lead)[1]
-    lead = np.broadcast_shapes(x_lead, context_lead)
-    xs = np.broadcast_to(x, [*lead, *net.event_shape]).reshape([-1, *net.event_shape])
-    contexts = np.broadcast_to(context, [*lead, *net.context_shape]).reshape([-1, *net.context_shape])
-    output = net(x, context)
-    expected = np.reshape([net(*row) for row in zip(xs, contexts, strict=True)], [*lead, *net.event_shape, 2])
-    assert output.shape == expected.shape
-    np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize('lead', [([None], [None]), ([None, None], [None]), (None, None)], ids=str)
 def test_unknown_leading_shapes(lead):
     net = network()
@@ -178,7 +141,7 @@ def test_unknown_leading_shapes(lead):
         None if of_input is None else [*of_input, *shape]
         for of_input, shape in zip(lead, (net.event_shape, net.context_shape), strict=True)
     ]
-    compiled = tf.function(net, input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes])
+    compiled = tf.function(net, [tf.TensorSpec(shape, tf.float64) for shape in shapes], autograph=False)
     for batch in (0, 2):
         x, context = inputs_of(net, [batch] if lead[0] == [None] else [3, batch])[0], inputs_of(net, [batch])[1]
         np.testing.assert_allclose(compiled(x, context), net(x, context), rtol=1e-12)
@@ -191,35 +154,24 @@ def test_context_is_multiplied_once_for_all_samples():
     assert sorted(operations) == [('Conv2D', 150)] * 3 + [('MatMul', 3 * 3 * 4)]
 
 
-@each_dtype
-def test_what_is_stored_depends_on_the_architecture_alone(dtype):
-    for order in ORDERS:
-        net = MaskedConvolutionalNetwork([6, 8, 2], (5, 4), context_shape=[6, 8, 3], order=order, dtype=dtype)
-        shapes = {variable.name: variable.shape.as_list() for variable in net.variables}
-        assert shapes == {
-            'context_kernel:0': [3, 5],
-            'kernel_0:0': [2, 3, 2, 5],
-            'kernel_1:0': [2, 3, 5, 4],
-            'kernel_2:0': [2, 3, 4, 4],
-            'bias_0:0': [5],
-            'bias_1:0': [4],
-            'bias_2:0': [4],
-        }
-        assert {variable.dtype for variable in net.variables} == {dtype}
-        assert {id(v) for v in net.variables} == {id(v) for v in net.trainable_variables}
+@pytest.mark.parametrize(
+    ('order', 'dtype'), [('left-to-right', tf.float32), ('right-to-left', tf.float64)], ids=['float32', 'float64']
+)
+def test_what_is_stored_depends_on_the_architecture_alone(order, dtype):
+    net = MaskedConvolutionalNetwork([6, 8, 2], (5, 4), context_shape=[6, 8, 3], order=order, dtype=dtype)
+    kernels = [[2, 3, 2, 5], [2, 3, 5, 4], [2, 3, 4, 4]]
+    assert [variable.shape for variable in net.variables] == [[3, 5], *kernels, [5], [4], [4]]
+    assert {variable.dtype for variable in net.variables} == {dtype}
 
 
 def test_initial_weights_take_the_fan_in_of_the_masks_into_account():
-    net = MaskedConvolutionalNetwork([4, 4, 4], (800, 800), context_shape=[4, 4, 4], seed=0, dtype=tf.float64)
+    net = MaskedConvolutionalNetwork([4, 4, 4], (400, 400), context_shape=[4, 4, 4], seed=0, dtype=tf.float64)
     context_kernel, *_ = net.variables
     first, second, _ = (np.where(mask, kernel, 0.0) for kernel, mask in masked_kernels(net))
-    for kernel in (np.concatenate([first.reshape([-1, 800]), context_kernel]), second.reshape([-1, 800])):
-        variances = np.sum(np.square(kernel), axis=0).reshape([4, 200]).mean(axis=1)
+    for kernel in (np.concatenate([first.reshape([-1, 400]), context_kernel]), second.reshape([-1, 400])):
+        variances = np.sum(np.square(kernel), axis=0).reshape([4, 100]).mean(axis=1)
         np.testing.assert_allclose(variances, 1.0, atol=0.2)
     assert 0.01 < np.std(net(*inputs_of(net, [20]))) < 0.3
-
-
-# The inverse
 
 
 @pytest.mark.parametrize('order', ORDERS)
@@ -249,27 +201,6 @@ def test_inverse_of_a_steep_step_takes_no_more_passes_than_the_bound(order, monk
     assert net.depth // 2 < len(calls) <= net.depth + 1 < 4 * 4 * 2
 
 
-def test_density_inside_vectorized_map():
-    posterior = tfp_iaf.IAFPosterior([2, 2, 2], 2, filters=(3,), seed=0, dtype=tf.float64)
-    perturb(posterior)
-    y = normal([3, 2, 2, 2], seed=1)
-
-    def log_prob(y):
-        return posterior(tf.zeros([2, 2, 2], tf.float64), tf.ones([2, 2, 2], tf.float64)).log_prob(y)
-
-    def value_and_gradient(y):
-        with tf.GradientTape() as tape:
-            tape.watch(y)
-            value = log_prob(y)
-        return value, tape.gradient(value, y)
-
-    for actual, expected in zip(tf.vectorized_map(value_and_gradient, y), value_and_gradient(y), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-# As a posterior
-
-
 def test_posterior_of_feature_maps_alternates_the_order():
     posterior = tfp_iaf.IAFPosterior([3, 4, 2], 3, filters=(5, 4), context_shape=[3, 4, 1], seed=0)
     assert [type(net) for net in posterior.networks] == [MaskedConvolutionalNetwork] * 3
@@ -281,9 +212,6 @@ def test_posterior_of_feature_maps_alternates_the_order():
     np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-4)
 
 
-# Bad input
-
-
 @pytest.mark.parametrize(
     ('arguments', 'error', 'parts'),
     [
@@ -291,31 +219,15 @@ def test_posterior_of_feature_maps_alternates_the_order():
         ({'event_shape': [2, 2, 2, 2]}, ValueError, ['event_shape', '(2, 2, 2, 2)', '[height, width, channels]']),
         ({'context_shape': 5}, ValueError, ['context_shape', '(5,)', '[3, 4, channels]']),
         ({'context_shape': [4, 3, 2]}, ValueError, ['context_shape', '(4, 3, 2)', '[3, 4, channels]']),
-        ({'filters': ()}, ValueError, ['filters', 'at least one']),
-        ({'filters': (0,)}, ValueError, ['filters', '0', 'at least 1']),
         ({'filters': 32}, TypeError, ['filters', '32', 'a sequence of ints']),
         ({'kernel_size': 2}, ValueError, ['kernel_size', '2', 'odd']),
         ({'kernel_size': (3, 3)}, TypeError, ['kernel_size', '(3, 3)', 'an int']),
         ({'order': 'random'}, ValueError, ['order', "'random'", 'left-to-right', 'right-to-left']),
-        ({'params': 0}, ValueError, ['params', '0', 'at least 1']),
         ({'activation': 'softmax'}, ValueError, ['activation', "'softmax'", 'elu']),
-        ({'dtype': tf.float16}, TypeError, ['dtype', 'float16', 'tf.float32 or tf.float64']),
     ],
     ids=str,
 )
 def test_bad_arguments(arguments, error, parts):
+    """Those of the networks in common are tested with the dense one."""
     with raises(error, *parts):
         network(**arguments)
-
-
-def test_bad_calls():
-    net = network()
-    x, context = inputs_of(net)
-    with raises(ValueError, 'x', '(2, 3, 4)', '[..., 3, 4, 2]'):
-        net(x[..., 0], context)
-    with raises(ValueError, 'context', '(2, 3, 4, 2)', '[..., 3, 4, 3]'):
-        net(x, context[..., :2])
-    with raises(ValueError, 'context', 'None', '[..., 3, 4, 3]'):
-        net(x)
-    with raises(TypeError, 'x', 'float32', 'float64'):
-        net(tf.cast(x, tf.float32), context)

@@ -78,6 +78,7 @@ def assert_all_close(actual, expected, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(_kernels_and_blocks(), st.sampled_from([1.0, np.inf, -np.inf, np.nan, 1e300]))
 def test_product_and_derivatives_are_those_of_the_masked_matrix(drawn, forbidden):
     """Whatever stands where the mask forbids a weight: such a weight changes nothing, and its gradient is zero."""
@@ -174,7 +175,7 @@ def test_network_follows_the_rule(rows, expected, monkeypatch):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=8)
+@hypothesis.settings(max_examples=4)
 @hypothesis.given(st.permutations(range(5)), st.sampled_from([0, 1, -1, -2]))
 def test_gather_is_that_of_tensorflow_with_all_derivatives(order, axis):
     order, value = np.array(order), normal([5, 5])
@@ -195,17 +196,3 @@ def test_gather_is_that_of_tensorflow_with_all_derivatives(order, axis):
 
     expected = results(lambda value: tf.gather(value, order, axis=axis))
     assert_all_close(results(lambda value: gather(value, order, axis)), expected, rtol=1e-13)
-
-
-@pytest.mark.parametrize('order', [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]], ids=str)
-def test_gradient_of_gather_scatters_nothing(order):
-    @tf.function
-    def gradient(value):
-        with tf.GradientTape() as tape:
-            tape.watch(value)
-            total = tf.reduce_sum(tf.sin(gather(value, np.array(order), axis=1)))
-        return tape.gradient(total, value)
-
-    graph = gradient.get_concrete_function(tf.TensorSpec([None, 4]))
-    kinds = {operation.type for operation in graph.graph.get_operations()}
-    assert not any('Scatter' in kind or 'Segment' in kind for kind in kinds), kinds
