@@ -55,22 +55,22 @@ def test_error_of_k_hat():
 
 
 @pytest.mark.parametrize(
-    ('scale', 'size', 'count', 'words'), [(0.6, 4, 10000, 'on the limit'), (0.65, 1, 400000, 'usable. ')]
+    ('scale', 'size', 'count', 'words'),
+    [
+        # The limit is 0.7 for either, k about 0.6 and 0.7, and its error 0.04 and 0.1.
+        (0.65, 1, 400000, 'usable. '),
+        (0.6, 4, 10000, 'on the limit'),
+        (0.45, 4, 10000, 'not reliable'),
+        (0.1, 4, 10000, 'not to be trusted'),
+    ],
 )
-def test_near_the_limit_more_samples_give_a_verdict(scale, size, count, words):
-    """The limit is 0.7 for either, k about 0.7 and 0.6, and its error 0.1 and 0.04."""
-    q, p = tfd.MultivariateNormalDiag(scale_diag=[scale] * size), tfd.MultivariateNormalDiag(tf.zeros([size]))
-    assert words in str(diagnose(p.log_prob, q, count, seed=[0, 0]))
-
-
-@pytest.mark.parametrize(('scale', 'word'), [(0.45, 'not reliable'), (0.1, 'not to be trusted')])
-def test_a_narrow_posterior(scale, word):
+def test_verdict_on_a_narrow_posterior(scale, size, count, words):
     """The weights of a normal p under a narrower q have the tail index k = 1 - scale^2, and more in practice."""
-    q, p = tfd.MultivariateNormalDiag(scale_diag=[scale] * 4), tfd.MultivariateNormalDiag(tf.zeros([4]))
-    diagnosis = diagnose(p.log_prob, q, seed=[0, 0])
-    assert diagnosis.k_hat > diagnosis.k_limit
-    assert diagnosis.effective_samples < 5000
-    assert word in str(diagnosis)
+    q, p = tfd.MultivariateNormalDiag(scale_diag=[scale] * size), tfd.MultivariateNormalDiag(tf.zeros([size]))
+    diagnosis = diagnose(p.log_prob, q, count, seed=[0, 0])
+    assert words in str(diagnosis)
+    if scale < 0.5:
+        assert diagnosis.k_hat > diagnosis.k_limit and diagnosis.effective_samples < 5000
 
 
 def test_a_structure_and_a_target_that_is_lost_somewhere():
