@@ -162,6 +162,7 @@ def test_what_is_stored_depends_on_the_architecture_alone(order, dtype):
     kernels = [[2, 3, 2, 5], [2, 3, 5, 4], [2, 3, 4, 4]]
     assert [variable.shape for variable in net.variables] == [[3, 5], *kernels, [5], [4], [4]]
     assert {variable.dtype for variable in net.variables} == {dtype}
+    assert all(part in repr(net) for part in ('MaskedConvolutionalNetwork', 'filters=(5, 4)', 'kernel_size=3'))
 
 
 def test_initial_weights_take_the_fan_in_of_the_masks_into_account():

@@ -21,8 +21,8 @@ def affine_step(shift, log_scale=tf.zeros_like, **kwargs):
     return InverseAutoregressiveFlow(Counted(network), transform='affine', **kwargs)
 
 
-def _masked_step():
-    return InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64))
+def _masked_step(inverse='auto'):
+    return InverseAutoregressiveFlow(MaskedAutoregressiveNetwork(3, (8,), seed=0, dtype=tf.float64), inverse=inverse)
 
 
 def assert_inverts(step, x, **tolerance):
@@ -97,10 +97,11 @@ def test_derivative_in_forward_mode_is_refused(make):
 
 
 @pytest.mark.slow
-def test_function_traced_before_a_vectorized_map_has_the_right_gradient_inside():
-    step, y = _masked_step(), normal([4, 3])
-    traced = tf.function(step.inverse, autograph=False)
-    traced(y[0])
+@pytest.mark.parametrize(('inverse', 'is_traced_before'), [('auto', True), ('fixed_point', False)])
+def test_gradient_inside_a_vectorized_map(inverse, is_traced_before):
+    step, y = _masked_step(inverse), normal([4, 3])
+    function = tf.function(step.inverse, autograph=False) if is_traced_before else step.inverse
+    function(y[0])
 
     def gradient(function, row):
         with tf.GradientTape() as tape:
@@ -108,7 +109,7 @@ def test_function_traced_before_a_vectorized_map_has_the_right_gradient_inside()
             total = tf.reduce_sum(tf.sin(function(row)))
         return tape.gradient(total, row)
 
-    inside = tf.vectorized_map(lambda row: gradient(traced, row), y)
+    inside = tf.vectorized_map(lambda row: gradient(function, row), y)
     np.testing.assert_allclose(inside, gradient(step.inverse, tf.identity(y)), rtol=1e-10)
 
 

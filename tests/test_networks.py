@@ -1,5 +1,7 @@
 """The masked autoregressive network: who sees whom, whatever its weights are; shapes; bad input."""
 
+import copy
+
 import hypothesis
 import hypothesis.strategies as st
 import keras
@@ -146,7 +148,7 @@ def test_properties_and_repr():
     net = network(context_shape=None, order=(2, 0, 3, 1))
     assert net.context_shape is None and 'context_shape=None' in repr(net)
     net.order[:] = 0
-    assert net.order.tolist() == [2, 0, 3, 1]
+    assert net.order.tolist() == copy.deepcopy(net).order.tolist() == [2, 0, 3, 1]
 
 
 @each_kind
