@@ -161,5 +161,7 @@ def test_wrong_arguments():
     ):
         with raises(ValueError, 'target_log_prob_fn', shape, '[10000]', 'each sample'):
             diagnose(target, q)
+    with raises(TypeError, 'target_log_prob_fn', 'float64', 'expected float32'):
+        diagnose(lambda z: tf.cast(z, tf.float64), q)
     with raises(ValueError, 'target_log_prob_fn', 'finite'):
         diagnose(lambda z: z * np.nan, q)
