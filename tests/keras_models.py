@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -64,14 +65,23 @@ class Kit:
     def subclassed_model(self):
         return SUBCLASSED[self.keras]()
 
+    def train(self, model):
+        """Trains on one batch; eagerly, which takes less time than to trace a model."""
+        model.compile(self.keras.optimizers.Adam(0.01), loss=LOSSES, run_eagerly=True)
+        return fit(model)
+
 
 K3 = Kit(keras, tfp_iaf.keras)
 K2 = Kit(tf_keras, tfp_iaf.tf_keras)
 each_kit = pytest.mark.parametrize('kit', [pytest.param(K3, id='keras'), pytest.param(K2, id='tf_keras')])
-# The flow is the same in either, and XLA takes its time.
-each_compiled_kit = pytest.mark.parametrize(
-    ('kit', 'jit_compile'), [pytest.param(K3, True, id='keras_xla'), pytest.param(K2, False, id='tf_keras_graph')]
-)
+
+
+@functools.cache
+def called_layer(kit, conditional=True, **arguments):
+    """A layer that has been called; what it refuses leaves it as it is, so tests of errors can share it."""
+    flow = kit.layer(1, **arguments)
+    flow(point()[: 3 if conditional else 2])
+    return flow
 
 
 def _subclassed(kit):
@@ -136,11 +146,6 @@ def data(rows=ROWS):
     return normal([rows, FEATURES], tf.float32, seed=1).numpy()
 
 
-def built(model):
-    model(data())
-    return model
-
-
 def flow_of(model):
     return model.get_layer('flow')
 
@@ -167,28 +172,15 @@ def assert_all_changed(weights, before):
         assert np.all(np.isfinite(weight)) and np.any(weight != value), weight.name
 
 
-def train(model, epochs=1, jit_compile=None, rows=5, kit=K3, callbacks=None):
-    """Trains a model; eagerly, which takes less time than to trace it, unless `jit_compile` says how to compile."""
-    how = {'run_eagerly': True} if jit_compile is None else {'jit_compile': jit_compile}
-    model.compile(kit.keras.optimizers.Adam(0.01), loss=LOSSES, **how)
-    return fit(model, epochs, rows, callbacks)
-
-
-def fit(model, epochs=1, rows=5, callbacks=None, **kwargs):
+def fit(model, rows=5, **kwargs):
     """Trains a compiled model; the last batch is smaller than the others."""
     inputs = data(rows)
-    targets = dict.fromkeys(LOSSES, inputs)
-    return model.fit(inputs, targets, batch_size=5, epochs=epochs, verbose=0, callbacks=callbacks, **kwargs)
+    return model.fit(inputs, dict.fromkeys(LOSSES, inputs), batch_size=5, verbose=0, **kwargs)
 
 
 def point(dtype=tf.float32):
     """Arguments of a posterior, and a point z."""
     return [normal([4, size], dtype, seed=seed) for seed, size in enumerate((LATENT, LATENT, CONTEXT, LATENT))]
-
-
-def log_q_of_a_fixed_point(model):
-    *parameters, z = point()
-    return flow_of(model).posterior(*parameters).log_prob(z).numpy()
 
 
 def assert_equal(outputs, expected):

@@ -6,40 +6,92 @@ import pytest
 import tensorflow as tf
 
 import tfp_iaf
-from tests.flows import masked_kernels, perturb
+from tests.flows import masked_kernels
 from tests.keras_models import (
     CONTEXT,
+    FEATURES,
     K2,
     K3,
     LATENT,
     assert_all_changed,
-    built,
     data,
-    each_compiled_kit,
     each_kit,
     fit,
     flow_of,
     flow_variables,
-    log_q_of_a_fixed_point,
     point,
-    train,
     values_of,
     variables_of,
 )
 
-# Training
+# Compiled training
+
+
+def everything(kit, traces):
+    """A VAE with layers of several kinds; each trace of it adds to the list."""
+    layers = kit.keras.layers
+
+    class Everything(kit.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = layers.Dense(2 * LATENT + CONTEXT), layers.Dense(FEATURES)
+            self.prior = layers.Dense(2 * LATENT)
+            self.flow = kit.layer(1, name='flow', kl_weight=0.5)
+            self.planar = kit.PlanarSampling(1, name='planar', kl_weight=0.5)
+            self.noise = kit.IAFPosterior(LATENT, 1, (8,), context_shape=CONTEXT)
+
+        def call(self, x):
+            traces.append(x)
+            parameters = tf.split(self.encoder(x), [LATENT, LATENT, CONTEXT], axis=-1)
+            samples = [
+                self.flow(parameters, prior=tf.split(self.prior(x), 2, axis=-1))[0],
+                self.planar(parameters)[0],
+                self.noise(parameters[0], tf.exp(parameters[1]), parameters[2]).sample(seed=[0, 1]),
+            ]
+            return self.decoder(tf.concat(samples, axis=-1))
+
+    return Everything()
+
+
+@pytest.fixture(scope='module', params=[(K3, True), (K2, False)], ids=['keras_xla', 'tf_keras_graph'])
+def trained(request):
+    """What becomes of a model: while the KL term is warmed up, with its full weight, and with another weight."""
+    kit, jit_compile = request.param
+    keras.utils.set_random_seed(0)
+    traces = []
+    model, inputs = everything(kit, traces), data(5)
+    model(inputs)
+    before, histories, traced = values_of(model.trainable_weights), [], []
+    model.compile(kit.keras.optimizers.Adam(0.01), loss='mse', metrics=['mse'], jit_compile=jit_compile)
+    for epochs, callbacks in ((5, [kit.KLWarmup(4, start=0.1)]), (40, []), (1, [])):
+        if epochs == 1:
+            model.flow.kl_weight.assign(2.0)
+            model.planar.kl_weight.assign(2.0)
+        logs = model.fit(inputs, inputs, batch_size=5, epochs=epochs, verbose=0, callbacks=callbacks).history
+        histories.append({name: np.array(values) for name, values in logs.items()})
+        traced.append(len(traces))
+    return model, before, histories, traced
 
 
 @pytest.mark.slow
-@each_compiled_kit
-def test_fit_changes_every_variable_and_minimizes_the_loss(kit, jit_compile):
-    # With a prior at the call in both.
-    model = built(kit.vae(kit.layer(1, name='flow'), True) if jit_compile else kit.subclassed_model())
-    before = values_of(model.trainable_weights)
-    assert len(before) == 12 + (5 if jit_compile else 10) + 2
-    losses = train(model, epochs=30, rows=10, kit=kit, jit_compile=jit_compile).history['loss']
+def test_fit_changes_every_variable_and_minimizes_the_loss(trained):
+    model, before, (_, logs, _), _ = trained
+    # Three layers of Keras, a flow with a context, one linear in it, and one of distributions.
+    assert len(before) == 3 * 2 + 5 + 2 + 5
     assert_all_changed(model.trainable_weights, before)
-    assert np.all(np.isfinite(losses)) and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    assert np.all(np.isfinite(logs['loss'])) and np.mean(logs['loss'][-5:]) < 0.9 * np.mean(logs['loss'][:5])
+
+
+@pytest.mark.slow
+def test_compiled_steps_take_the_weight_and_trace_nothing_again(trained):
+    _, _, histories, traced = trained
+    assert len(set(traced)) == 1
+    for logs, expected in zip(histories, ([0.1, 0.2, 0.3, 0.4, 0.5], [0.5] * 40, [2.0]), strict=True):
+        weights = (logs['loss'] - logs['mse']) / (logs['flow_kl'] + logs['planar_kl'])
+        np.testing.assert_allclose(weights, expected, rtol=1e-3)
+
+
+# Weights
 
 
 @each_kit
@@ -47,7 +99,7 @@ def test_fit_changes_every_variable_and_minimizes_the_loss(kit, jit_compile):
 def test_model_tracks_every_flow_variable_by_identity(kit, built_by):
     model = kit.functional_model() if built_by == 'call' else kit.subclassed_model()
     if built_by == 'fit':
-        train(model, kit=kit)
+        kit.train(model)
     variables = variables_of(flow_variables(model))
     assert len(variables) == 10
     assert variables == variables_of(flow_of(model).trainable_weights)
@@ -77,10 +129,9 @@ def test_weights_are_counted(kit):
     assert any('flow (IAFSampling)' in line and str(networks) in line for line in '\n'.join(lines).splitlines())
 
 
-@pytest.mark.parametrize('units', [64, 320])
-def test_masks_zero_nearly_half_of_the_kernels(units):
+def test_masks_zero_nearly_half_of_the_kernels():
     """The documentation says so."""
-    network = tfp_iaf.MaskedAutoregressiveNetwork(32, (units, units), context_shape=32)
+    network = tfp_iaf.MaskedAutoregressiveNetwork(32, (64, 64), context_shape=32)
     masks = [mask for _, mask in masked_kernels(network)]
     assert 0.4 < sum(np.sum(~mask) for mask in masks) / sum(mask.size for mask in masks) < 0.5
 
@@ -88,24 +139,11 @@ def test_masks_zero_nearly_half_of_the_kernels(units):
 # Samples
 
 
-@pytest.mark.slow
 @each_kit
 def test_predict_takes_any_number_of_rows(kit):
-    model = kit.functional_model(num_flows=1)
-    for rows in (1, 7):
-        result = model.predict(data(rows), batch_size=5, verbose=0)
-        assert (result['z'].shape, result['log_q'].shape) == ((rows, LATENT), (rows,))
-        assert np.all(np.isfinite(result['log_q']))
-
-
-@pytest.mark.parametrize('conditional', [False, True])
-def test_log_q_is_that_of_the_posterior(conditional):
-    flow = K3.layer()
-    parameters = point()[: 3 if conditional else 2]
-    flow(parameters)
-    perturb(flow.posterior(*parameters).bijector)
-    z, log_q = flow(parameters)
-    np.testing.assert_allclose(flow.posterior(*parameters).log_prob(tf.identity(z)), log_q, rtol=1e-4, atol=1e-4)
+    result = kit.functional_model(num_flows=1).predict(data(7), batch_size=5, verbose=0)
+    assert (result['z'].shape, result['log_q'].shape) == ((7, LATENT), (7,))
+    assert np.all(np.isfinite(result['log_q']))
 
 
 @each_kit
@@ -115,31 +153,29 @@ def test_every_call_and_every_row_has_its_own_noise(kit):
     assert len(np.unique(samples[:, 0])) == 10
 
 
-@pytest.mark.slow
 @each_kit
-def test_set_random_seed_fixes_weights_samples_and_training(kit):
+def test_set_random_seed_fixes_weights_and_samples(kit):
     def result():
         kit.keras.utils.set_random_seed(5)
-        model = kit.functional_model()
-        train(model, kit=kit)
-        return [*values_of(model.trainable_weights), *model(data()).values()]
+        model = kit.functional_model(num_flows=1)
+        return [*values_of(model.trainable_weights), *(model(data())['z'] for _ in range(2))]
 
-    for first, second in zip(result(), result(), strict=True):
+    first, second = result(), result()
+    for one, other in zip(first, second, strict=True):
         # Not to the last bit: threads add up in any order.
-        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_seed_of_the_layer_fixes_its_weights_and_samples():
-    def samples(seed, kit=K3):
-        flow = kit.layer(seed=seed)
-        return [flow(point()[:3])[0].numpy() for _ in range(2)]
+    def samples(kit, seed):
+        flow = kit.layer(1, seed=seed)
+        return np.array([flow(point()[:3])[0] for _ in range(2)])
 
-    for kit in (K3, K2):
-        np.testing.assert_array_equal(samples(1, kit), samples(1, kit))
-        assert np.all(np.not_equal(*samples(1, kit)))
-        assert np.all(np.not_equal(samples(1, kit), samples(2, kit)))
-    np.testing.assert_allclose(samples(1, K2), samples(1, K3), rtol=1e-6)
+    first, other = samples(K3, 1), samples(K3, 2)
+    assert np.all(first[0] != first[1]) and np.all(first != other)
+    np.testing.assert_array_equal(samples(K3, 1), first)
+    np.testing.assert_allclose(samples(K2, 1), first, rtol=1e-6)
+    np.testing.assert_array_equal(samples(K2, 1), samples(K2, 1))
 
 
 # Dtype policies
@@ -149,7 +185,7 @@ def test_seed_of_the_layer_fixes_its_weights_and_samples():
 @pytest.mark.parametrize(('policy', 'dtype'), [('mixed_float16', tf.float32), ('float64', tf.float64)])
 def test_flow_stays_in_the_dtype_of_its_variables(kit, policy, dtype):
     model = kit.functional_model(num_flows=1, dtype=policy)
-    history = train(model, kit=kit).history
+    history = kit.train(model).history
     z, log_q = flow_of(model)(point(dtype)[:3])
     assert z.dtype == log_q.dtype == dtype
     assert {variable.dtype for variable in flow_variables(model)} == {dtype}
@@ -182,7 +218,8 @@ def test_gpu_agrees_with_the_cpu(jit_compile):
         keras.utils.set_random_seed(1)
         with tf.device(device):
             model = K3.functional_model(seed=2)
-            density, outputs = log_q_of_a_fixed_point(model), model(data())
+            *parameters, z = point()
+            density, outputs = flow_of(model).posterior(*parameters).log_prob(z), model(data())
             model.compile(keras.optimizers.SGD(0.1), {'x': 'mse'}, jit_compile=jit_compile)
             history = fit(model, rows=12, shuffle=False).history
             assert f'{device}:0' in flow_variables(model)[0].device

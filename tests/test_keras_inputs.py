@@ -13,6 +13,7 @@ from tests.keras_models import (
     K2,
     K3,
     LATENT,
+    called_layer,
     each_kit,
     log_laplace,
     narrow_at_first,
@@ -97,23 +98,23 @@ def test_time_distributed_of_tf_keras_without_a_kl_term():
 BOTH = '[z_mean, z_log_var] or [z_mean, z_log_var, context]'
 TRIPLE = point()[:3]
 WRONG_INPUTS = {
-    # The inputs of the first call, if any, those of the next, and the error.
+    # Whether the first call of the layer, if any, had a context, the inputs of the next, and the error.
     'tensor': (None, tf.zeros([2, 2]), ValueError, ['inputs', '2, 2', BOTH]),
-    'tensor_built': (PAIR, tf.zeros([2, 2]), ValueError, ['inputs', '2, 2', BOTH]),
+    'tensor_built': (False, tf.zeros([2, 2]), ValueError, ['inputs', '2, 2', BOTH]),
     'dict': (None, {'z_mean': tf.zeros([2, 2]), 'z_log_var': tf.zeros([2, 2])}, ValueError, ['inputs', '2, 2', BOTH]),
     'one': (None, zeros([2, 2]), ValueError, ['inputs', '2, 2', BOTH]),
-    'four': (PAIR, zeros(*[[2, 2]] * 4), ValueError, ['inputs', '2, 2', BOTH]),
-    'rows': (PAIR, zeros([4, 2], [5, 2]), ValueError, ['z_mean, z_log_var', '(4, 2)', '(5, 2)', 'as many rows']),
+    'four': (False, zeros(*[[2, 2]] * 4), ValueError, ['inputs', '2, 2', BOTH]),
+    'rows': (False, zeros([4, 2], [5, 2]), ValueError, ['z_mean, z_log_var', '(4, 2)', '(5, 2)', 'as many rows']),
     'sizes': (None, zeros([5, 2], [5, 3]), ValueError, ['inputs', '(5, 2)', '(5, 3)', 'z_mean and z_log_var']),
     'order': (None, zeros([5, 2], [5, 3], [5, 2]), ValueError, ['inputs', '(5, 3)', 'Is the context in second place?']),
     'maps': (None, zeros([5, 3, 2], [5, 2, 3]), ValueError, ['inputs', '(5, 3, 2)', '(5, 2, 3)', 'equal']),
     'no_batch': (None, zeros([5], [5]), ValueError, ['inputs', '(5,)', '[batch, ...]']),
-    'z_mean': (TRIPLE, [tf.zeros([4, 7]), *TRIPLE[1:]], ValueError, ['z_mean', '(4, 7)', '[batch, 2]']),
-    'z_log_var': (TRIPLE, [TRIPLE[0], tf.zeros([4, 7]), TRIPLE[2]], ValueError, ['z_log_var', '(4, 7)', '[batch, 2]']),
-    'context': (TRIPLE, [*TRIPLE[:2], tf.zeros([4, 7])], ValueError, ['context', '(4, 7)', '[batch, 3]']),
-    'missing': (TRIPLE, TRIPLE[:2], ValueError, ['context', 'got none', '[batch, 3]']),
-    'unexpected': (PAIR, TRIPLE, ValueError, ['context', 'got one', 'expected none', 'Pass']),
-    'samples': (PAIR, zeros([3, 4, 2], [3, 4, 2]), ValueError, ['z_mean', '(3, 4, 2)', '[batch, 2]', 'posterior']),
+    'z_mean': (True, [tf.zeros([4, 7]), *TRIPLE[1:]], ValueError, ['z_mean', '(4, 7)', '[batch, 2]']),
+    'z_log_var': (True, [TRIPLE[0], tf.zeros([4, 7]), TRIPLE[2]], ValueError, ['z_log_var', '(4, 7)', '[batch, 2]']),
+    'context': (True, [*TRIPLE[:2], tf.zeros([4, 7])], ValueError, ['context', '(4, 7)', '[batch, 3]']),
+    'missing': (True, TRIPLE[:2], ValueError, ['context', 'got none', '[batch, 3]']),
+    'unexpected': (False, TRIPLE, ValueError, ['context', 'got one', 'expected none', 'Pass']),
+    'samples': (False, zeros([3, 4, 2], [3, 4, 2]), ValueError, ['z_mean', '(3, 4, 2)', '[batch, 2]', 'posterior']),
     'int_mean': (None, [*zeros([5, 2], dtype=tf.int32), PAIR[0]], TypeError, ['z_mean', 'int32', 'floating']),
     'int_context': (None, [*PAIR, *zeros([5, 2], dtype=tf.int32)], TypeError, ['context', 'int32', 'floating']),
 }
@@ -123,12 +124,10 @@ WRONG_INPUTS = {
 @pytest.mark.parametrize('symbolic', [False, True], ids=['eager', 'symbolic'])
 @pytest.mark.parametrize('case', WRONG_INPUTS)
 def test_wrong_inputs(kit, case, symbolic):
-    built_with, inputs, error, parts = WRONG_INPUTS[case]
+    conditional, inputs, error, parts = WRONG_INPUTS[case]
     if symbolic and not isinstance(inputs, list):
         pytest.skip('the same check as of a list')
-    flow = kit.layer()
-    if built_with is not None:
-        flow(built_with)
+    flow = kit.layer() if conditional is None else called_layer(kit, conditional)
     if symbolic:
         inputs = [kit.keras.Input(batch_shape=value.shape, dtype=value.dtype.name) for value in inputs]
     with raises(error, *parts):
@@ -162,11 +161,14 @@ def test_unknown_size_names_the_argument(kit, place):
 
 @each_kit
 def test_inputs_that_come_in_another_way(kit):
-    with raises(TypeError, 'inputs', '2 positional', '[z_mean, z_log_var]', 'sampling'):
+    with raises(TypeError, 'inputs', '2 positional', '[z_mean, z_log_var]', 'prior=[mean, log_var]', 'sampling'):
         kit.layer(name='sampling')(*PAIR)
-    other = (K2 if kit is K3 else K3).keras
+    inputs, other = [kit.keras.Input([2])] * 2, (K2 if kit is K3 else K3).keras
+    of_other = [other.Input([2])] * 2
     with raises(TypeError, 'inputs', f'of {other.__name__}', f'tfp_iaf.{other.__name__}.IAFSampling'):
-        kit.layer()([other.Input([2]), other.Input([2])])
+        kit.layer()(of_other)
+    with raises(TypeError, 'prior', f'of {other.__name__}', f'tfp_iaf.{other.__name__}'):
+        kit.layer()(inputs, prior=of_other)
     # With two inputs Keras 3 raises an error of its own, before it comes to the layer.
     with raises(ValueError, 'inputs', "'mine'", 'TimeDistributed', 'fold time into the batch'):
         kit.keras.layers.TimeDistributed(kit.layer(name='mine'))([kit.keras.Input([5, 2]) for _ in range(3)])
