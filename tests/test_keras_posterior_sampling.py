@@ -7,19 +7,15 @@ import tensorflow as tf
 import tfp_iaf
 from tests.flows import normal, raises, tfb, tfd
 from tests.keras_models import (
-    FEATURES,
+    K2,
     K3,
     LATENT,
     STANDARD_NORMAL,
     assert_all_changed,
     assert_equal,
-    built,
     data,
-    each_compiled_kit,
     each_kit,
-    flow_of,
     kl_with_control_variate,
-    train,
     values_of,
 )
 from tfp_iaf._layers import _kl
@@ -186,9 +182,13 @@ def test_one_evaluation_of_each_network(network_calls):
     assert len(network_calls) == len(set(network_calls)) == 2
 
 
-@pytest.mark.parametrize('built_by', ['fit', 'call'])
-@each_kit
-def test_weights_of_layers_and_of_its_own_are_made_before_training(kit, built_by):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('kit', 'built_by'), [(K3, 'fit'), (K3, 'call'), (K2, 'fit')], ids=['keras_fit', 'keras_call', 'tf_keras_fit']
+)
+def test_weights_are_made_before_training(kit, built_by, tmp_path):
+    """Those of the layer itself, of layers in it, and of flows; a checkpoint has them too."""
+
     class Scaled(kit.PosteriorSampling):
         def __init__(self):
             super().__init__(name='flow')
@@ -205,21 +205,25 @@ def test_weights_of_layers_and_of_its_own_are_made_before_training(kit, built_by
     class Model(kit.keras.Model):
         def __init__(self):
             super().__init__()
-            self.flow = Scaled()
+            self.flow, self.planar, self.iaf = Scaled(), kit.PlanarSampling(1), kit.layer(1)
 
         def call(self, x):
-            return tf.pad(self.flow([x[:, :LATENT], x[:, -LATENT:], x])[0], [[0, 0], [0, FEATURES - LATENT]])
+            parameters = [x[:, :LATENT], x[:, -LATENT:], x]
+            return tf.concat([flow(parameters)[0] for flow in (self.flow, self.planar, self.iaf)], axis=-1)
 
-    model = Model()
-    if built_by == 'call':
-        model(data())
+    model, other = Model(), Model()
+    for made in (model, other) if built_by == 'call' else (other,):
+        made(data())
     model.compile('adam', 'mse', run_eagerly=True)
     model.fit(data(), data(), verbose=0)
-    assert len(model.flow.trainable_weights) == len(model.trainable_weights) == 3
+    assert [len(flow.trainable_weights) for flow in (model.flow, model.planar, model.iaf)] == [3, 2, 5]
     before = values_of(model.trainable_weights)
     history = model.fit(data(), data(), verbose=0, callbacks=[kit.KLWarmup(4)]).history
     assert_all_changed(model.trainable_weights, before)
     assert np.all(np.isfinite(history['loss'])) and np.all(np.isfinite(history['flow_kl']))
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / 'checkpoint'))
+    tf.train.Checkpoint(model=other).read(path).expect_partial()
+    assert_equal(values_of(other.trainable_weights), values_of(model.trainable_weights))
 
 
 # Planar, radial and Sylvester flows
@@ -234,98 +238,51 @@ LAYERS = {
 each_layer = pytest.mark.parametrize('make', LAYERS.values(), ids=LAYERS)
 
 
-def perturbed(layer, inputs):
-    """A layer away from its start, where it is the identity."""
-    layer(inputs)
-    for weight in layer.trainable_weights:
-        weight.assign(weight + 0.3 * normal(weight.shape, tf.float32, seed=7))
-    return layer
-
-
 @pytest.mark.parametrize('make', [*LAYERS.values(), K3.IAFSampling], ids=[*LAYERS, 'iaf'])
 def test_starts_near_the_gaussian_and_its_kl(make):
-    layer, inputs = make(8), inputs_of(400)
-    z, _ = layer(inputs)
-    z_0 = layer.posterior(*inputs).bijector.inverse(tf.identity(z))
-    assert np.sqrt(np.mean((z - z_0) ** 2)) < 0.5
-    base = tfd.MultivariateNormalDiag(inputs[0], tf.exp(0.5 * inputs[1]))
-    np.testing.assert_allclose(sum(layer.losses), np.mean(base.kl_divergence(STANDARD_NORMAL)), rtol=0.2)
+    """On feature maps, with a context of any shape."""
+    inputs = [normal([300, 2, size], tf.float32, seed) for seed, size in enumerate((3, 3, 2), 1)]
+    layer = make(4, seed=1)
+    z, log_q = layer(inputs)
+    assert z.shape == (300, 2, 3) and log_q.shape == (300,)
+    q = layer.posterior(*inputs)
+    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-4, atol=1e-4)
+    z_0 = q.distribution.sample(seed=0)
+    assert np.sqrt(np.mean((q.bijector.forward(z_0) - z_0) ** 2)) < 0.5
+    exact = tfd.Normal(inputs[0], tf.exp(0.5 * inputs[1])).kl_divergence(tfd.Normal(0.0, 1.0))
+    np.testing.assert_allclose(sum(layer.losses), np.sum(np.mean(exact, axis=0)), rtol=0.2)
+    assert q.sample(7).shape == (7, 300, 2, 3)
 
 
 @each_layer
-def test_kl_has_the_control_variate(make):
-    layer = perturbed(make(2), INPUTS)
-    z, log_q = layer(INPUTS)
-    q = layer.posterior(*INPUTS)
-    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-2, atol=1e-2)
-    z_0, base = q.bijector.inverse(tf.identity(z)), tfd.MultivariateNormalDiag(INPUTS[0], tf.exp(0.5 * INPUTS[1]))
-    expected = kl_with_control_variate(base, STANDARD_NORMAL, z_0, z, base.log_prob(z_0) - log_q, LATENT)
-    np.testing.assert_allclose(sum(layer.losses), np.mean(expected), rtol=1e-3)
-
-
-@each_layer
-def test_every_weight_has_a_gradient_and_the_config_brings_the_layer_back(make):
-    layer = perturbed(make(2, seed=1), INPUTS)
+def test_away_from_its_start(make):
+    """The KL has the control variate, and every weight a gradient; each row has its parameters, and all are saved."""
+    layer = make(2, seed=1)
+    layer(INPUTS)
+    for weight in layer.trainable_weights:
+        weight.assign(weight + 0.3 * normal(weight.shape, tf.float32, seed=7))
     with tf.GradientTape() as tape:
-        z, _ = layer(INPUTS)
-        loss = sum(layer.losses) + tf.reduce_sum(z * normal(z.shape, tf.float32, seed=4))
-    for weight, gradient in zip(layer.trainable_weights, tape.gradient(loss, layer.trainable_weights), strict=True):
+        z, log_q = layer(INPUTS)
+        kl, other_loss = sum(layer.losses), tf.reduce_sum(z * normal(z.shape, tf.float32, seed=4))
+    gradients = tape.gradient([kl, other_loss], layer.trainable_weights)
+    for weight, gradient in zip(layer.trainable_weights, gradients, strict=True):
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), weight.path
+    base, bijector = tfd.MultivariateNormalDiag(INPUTS[0], tf.exp(0.5 * INPUTS[1])), layer.posterior(*INPUTS).bijector
+    z_0 = bijector.inverse(tf.identity(z))
+    log_det = bijector.forward_log_det_jacobian(z_0)
+    np.testing.assert_allclose(base.log_prob(z_0) - log_det, log_q, rtol=1e-2, atol=1e-2)
+    expected = kl_with_control_variate(base, STANDARD_NORMAL, z_0, z, base.log_prob(z_0) - log_q, LATENT)
+    np.testing.assert_allclose(kl, np.mean(expected), rtol=1e-3)
+
+    def forward(layer, inputs, z_0=z_0):
+        return layer.posterior(*inputs).bijector.forward(z_0)
+
+    np.testing.assert_allclose(forward(layer, [value[2:4] for value in INPUTS], z_0[2:4]), z[2:4], rtol=1e-3, atol=1e-3)
+    assert np.all(np.abs(forward(layer, [*INPUTS[:2], INPUTS[2] + 1.0]) - z) > 1e-6)
     restored = type(layer).from_config(layer.get_config())
     restored(INPUTS)
     restored.set_weights(layer.get_weights())
-    expected = layer.posterior(*INPUTS).log_prob(tf.identity(z))
-    np.testing.assert_allclose(restored.posterior(*INPUTS).log_prob(tf.identity(z)), expected, rtol=1e-5)
-
-
-@each_layer
-def test_parameters_are_those_of_the_row(make):
-    layer, z = perturbed(make(2), INPUTS), normal([5, LATENT], tf.float32, seed=9)
-    log_q = layer.posterior(*INPUTS).log_prob(z)
-    of_rows = [layer.posterior(*(value[i : i + 1] for value in INPUTS)).log_prob(z[i : i + 1])[0] for i in range(5)]
-    np.testing.assert_allclose(log_q, of_rows, rtol=1e-4)
-    of_another_context = layer.posterior(*INPUTS[:2], INPUTS[2] + 1.0).log_prob(z)
-    assert np.all(np.abs(of_another_context - log_q) > 1e-6)
-
-
-@each_layer
-def test_feature_maps_and_contexts_of_any_shape(make):
-    layer, inputs = make(2, seed=1), [normal([5, 2, size], tf.float32, seed) for seed, size in enumerate((3, 3, 2))]
-    z, log_q = layer(inputs)
-    assert z.shape == (5, 2, 3) and log_q.shape == (5,)
-    q = layer.posterior(*inputs)
-    assert q.sample(7).shape == (7, 5, 2, 3)
-    np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@each_compiled_kit
-def test_fit_changes_every_weight(kit, jit_compile):
-    model = built(kit.vae(kit.PlanarSampling(1, name='flow')))
-    assert len(flow_of(model).trainable_weights) == 2
-    before = values_of(model.trainable_weights)
-    train(model, kit=kit, jit_compile=jit_compile)
-    assert_all_changed(model.trainable_weights, before)
-
-
-@pytest.mark.slow
-def test_checkpoint_of_a_model_that_fit_has_built_symbolically(tmp_path):
-    class Encoder(K3.keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.mean, self.log_var = K3.keras.layers.Dense(LATENT), K3.keras.layers.Dense(LATENT)
-            self.flow = K3.PlanarSampling(2)
-
-        def call(self, x):
-            return self.flow([self.mean(x), self.log_var(x), x])[0]
-
-    models = [Encoder(), Encoder()]
-    for model in models:
-        model.compile('adam', 'mse', run_eagerly=True)
-        model.fit(data(), data()[:, :LATENT], verbose=0)
-    path = tf.train.Checkpoint(model=models[0]).write(str(tmp_path / 'checkpoint'))
-    tf.train.Checkpoint(model=models[1]).read(path).expect_partial()
-    assert_equal(values_of(models[1].trainable_weights), values_of(models[0].trainable_weights))
+    np.testing.assert_array_equal(forward(restored, INPUTS), forward(layer, INPUTS))
 
 
 def test_without_steps_or_context():
@@ -342,35 +299,36 @@ def test_without_steps_or_context():
 # Errors
 
 
+GROUPS = {'free_bits': 0.1, 'free_bits_axis': -1}
+NO_GROUPS = ['free_bits_axis', '-1', 'not known by entry', 'Leave it out']
+
+
 @pytest.mark.parametrize(
-    ('posterior', 'error', 'parts'),
+    ('posterior', 'arguments', 'error', 'parts'),
     [
-        (lambda m, s, _: m, TypeError, ['posterior: returned', 'expected a tfd.Distribution']),
-        (lambda m, s, _: tfd.Normal(m, s), ValueError, ['posterior', 'batch_shape=[1, 2]', 'event shape [2]']),
-        (lambda m, s, _: tfd.MultivariateNormalDiag(tf.zeros([2])), ValueError, ['batch_shape=[]', 'rows']),
+        (lambda m, s, _: m, {}, TypeError, ['posterior: returned', 'expected a tfd.Distribution']),
+        (lambda m, s, _: tfd.Normal(m, s), {}, ValueError, ['posterior', 'batch_shape=[1, 2]', 'event shape [2]']),
+        (lambda m, s, _: tfd.MultivariateNormalDiag(tf.zeros([2])), {}, ValueError, ['batch_shape=[]', 'rows']),
         (
             lambda m, s, _: tfd.MultivariateNormalDiag(tf.cast(m, tf.float64)),
+            {},
             TypeError,
             ['posterior', 'float64', 'float32', 'Cast'],
         ),
-        (lambda m, s, _: tfd.Independent(tfd.Poisson(log_rate=m), 1), ValueError, ['Poisson', 'reparameterized']),
+        (lambda m, s, _: tfd.Independent(tfd.Poisson(log_rate=m), 1), {}, ValueError, ['Poisson', 'reparameterized']),
+        (full_covariance, GROUPS, ValueError, NO_GROUPS),
+        (flow_of_another_make, GROUPS, ValueError, NO_GROUPS),
     ],
-    ids=['tensor', 'entries', 'no_batch', 'dtype', 'discrete'],
+    ids=['tensor', 'entries', 'no_batch', 'dtype', 'discrete', 'groups_of_no_entries', 'groups_of_a_flow'],
 )
-def test_posterior_that_does_not_fit(posterior, error, parts):
+def test_posterior_that_does_not_fit(posterior, arguments, error, parts):
     with raises(error, *parts):
-        layer_of(posterior)(INPUTS)
+        layer_of(posterior, **arguments)(INPUTS)
 
 
 def test_posterior_that_is_not_defined():
     with raises(NotImplementedError, 'PosteriorSampling', 'define posterior(self, z_mean, z_log_var, context=None)'):
         K3.PosteriorSampling()(INPUTS)
-
-
-@pytest.mark.parametrize('posterior', [full_covariance, flow_of_another_make])
-def test_groups_of_free_bits_of_a_posterior_that_has_no_kl_by_entry(posterior):
-    with raises(ValueError, 'free_bits_axis', '-1', 'not known by entry', 'Leave it out'):
-        layer_of(posterior, free_bits=0.1, free_bits_axis=-1)(INPUTS)
 
 
 def test_wrong_arguments_of_flows():
