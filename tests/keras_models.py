@@ -62,9 +62,6 @@ class Kit:
         model = self.functional_model(**kwargs)
         return self.keras.Model(model.inputs, model.output['x'])
 
-    def subclassed_model(self):
-        return SUBCLASSED[self.keras]()
-
     def train(self, model):
         """Trains on one batch; eagerly, which takes less time than to trace a model."""
         model.compile(self.keras.optimizers.Adam(0.01), loss=LOSSES, run_eagerly=True)
@@ -82,34 +79,6 @@ def called_layer(kit, conditional=True, **arguments):
     flow = kit.layer(1, **arguments)
     flow(point()[: 3 if conditional else 2])
     return flow
-
-
-def _subclassed(kit):
-    layers = kit.keras.layers
-
-    @kit.keras.saving.register_keras_serializable(package='tests')
-    class SubclassedModel(kit.keras.Model):
-        """A VAE as a class, built when it is first called, with a prior that depends on the input."""
-
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.hidden = layers.Dense(8, activation='relu')
-            # Not in lists, which Keras 3 hides from tf.train.Checkpoint.
-            self.z_mean, self.z_log_var, self.context = (layers.Dense(size) for size in (LATENT, LATENT, CONTEXT))
-            self.p_mean, self.p_log_var = (layers.Dense(LATENT) for _ in range(2))
-            self.flow = kit.layer(name='flow', kl_weight=0.5)
-            self.decoder = layers.Dense(FEATURES)
-
-        def call(self, inputs):
-            hidden = self.hidden(inputs)
-            parameters = [self.z_mean(hidden), self.z_log_var(hidden), self.context(hidden)]
-            z, log_q = self.flow(parameters, prior=[self.p_mean(inputs), self.p_log_var(inputs)])
-            return {'x': self.decoder(z), 'z': z, 'log_q': log_q}
-
-    return SubclassedModel
-
-
-SUBCLASSED = {kit.keras: _subclassed(kit) for kit in (K3, K2)}
 
 
 def registered(function):
