@@ -62,22 +62,17 @@ def students(mean, scale, context):
 
 @each_kit
 def test_sample_density_and_exact_kl(kit):
-    inputs = inputs_of(20000)
-    layer = layer_of(full_covariance, kit)
+    """From the standard normal, and from a prior at the call."""
+    inputs, layer = inputs_of(20000), layer_of(full_covariance, kit)
     assert isinstance(kit.layer(), kit.PosteriorSampling)
-    z, log_q = layer(inputs)
-    q = layer.posterior(*inputs)
-    np.testing.assert_allclose(q.log_prob(z), log_q, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(sum(layer.losses), np.mean(q.kl_divergence(STANDARD_NORMAL)), rtol=1e-5)
-    np.testing.assert_allclose(sum(layer.losses), np.mean(log_q - STANDARD_NORMAL.log_prob(z)), rtol=0.02)
-
-
-def test_exact_kl_from_a_prior_at_the_call():
-    prior = [normal([5, LATENT], tf.float32, seed) for seed in (8, 9)]
-    layer = layer_of(full_covariance)
-    layer(INPUTS, prior=prior)
-    p = tfd.MultivariateNormalDiag(prior[0], tf.exp(0.5 * prior[1]))
-    np.testing.assert_allclose(sum(layer.losses), np.mean(layer.posterior(*INPUTS).kl_divergence(p)), rtol=1e-5)
+    log_var, mean = inputs[:2]
+    at_the_call = tfd.MultivariateNormalDiag(mean, tf.exp(0.5 * log_var))
+    for arguments, p in (({}, STANDARD_NORMAL), ({'prior': [mean, log_var]}, at_the_call)):
+        z, log_q = layer(inputs, **arguments)
+        q = layer.posterior(*inputs)
+        np.testing.assert_allclose(q.log_prob(z), log_q, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(sum(layer.losses), np.mean(q.kl_divergence(p)), rtol=1e-5)
+        np.testing.assert_allclose(sum(layer.losses), np.mean(log_q - p.log_prob(z)), rtol=0.02)
 
 
 @pytest.mark.parametrize('prior', [None, TRIL_PRIOR], ids=['normal', 'full'])
@@ -283,6 +278,13 @@ def test_away_from_its_start(make):
     restored(INPUTS)
     restored.set_weights(layer.get_weights())
     np.testing.assert_array_equal(forward(restored, INPUTS), forward(layer, INPUTS))
+
+
+def test_every_second_triangular_step_takes_the_entries_in_reverse_order():
+    layer = K3.SylvesterSampling(3, 'triangular')
+    layer(INPUTS)
+    chain = layer.posterior(*INPUTS).bijector
+    assert [step.parameters['reverse'] for step in reversed(chain.bijectors)] == [False, True, False]
 
 
 def test_without_steps_or_context():

@@ -10,16 +10,12 @@ from tests.keras_models import FEATURES, K2, K3, LATENT, Kit, data, each_kit, fl
 
 def recorder(kit: Kit, layer):
     """A callback that keeps the weight of every training step."""
-
-    class Recorder(kit.keras.callbacks.Callback):
-        def __init__(self):
-            super().__init__()
-            self.weights = []
-
-        def on_train_batch_begin(self, batch, logs=None):
-            self.weights.append(layer.kl_weight_in_training.numpy())
-
-    return Recorder()
+    weights = []
+    callback = kit.keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs=None: weights.append(layer.kl_weight_in_training.numpy())
+    )
+    callback.weights = weights
+    return callback
 
 
 def one_output(kit, optimizer=None, **kwargs):
@@ -84,6 +80,7 @@ def test_full_weight_may_change_in_the_warmup():
 
     fit(model, epochs=2, rows=5, callbacks=[K3.KLWarmup(4, start=1.0), Change(), record])
     np.testing.assert_allclose(record.weights, [1.0, 1.75], rtol=1e-6)
+    assert flow.kl_weight_in_training.numpy() == 4.0, 'training has ended'
 
 
 @each_kit
