@@ -14,7 +14,7 @@ OUTPUTS = np.load(golden.FOLDER / 'outputs.npz')
 
 @pytest.mark.parametrize(
     ('name', 'num_blocks'),
-    [*((name, None) for name in golden.MAKERS), ('posterior', 4), ('keras', 4)],
+    [*((name, None) for name in golden.MAKERS), ('posterior', 4), ('tf_keras', 4)],
     ids=lambda value: {None: 'whole', 4: 'in_blocks'}.get(value, value),
 )
 def test_weights(name, num_blocks, monkeypatch):

@@ -236,17 +236,17 @@ each_layer = pytest.mark.parametrize('make', LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize('make', [*LAYERS.values(), K3.IAFSampling], ids=[*LAYERS, 'iaf'])
 def test_starts_near_the_gaussian_and_its_kl(make):
     """On feature maps, with a context of any shape."""
-    inputs = [normal([300, 2, size], tf.float32, seed) for seed, size in enumerate((3, 3, 2), 1)]
+    inputs = [normal([400, 2, size], tf.float32, seed) for seed, size in enumerate((3, 3, 2), 1)]
     layer = make(4, seed=1)
     z, log_q = layer(inputs)
-    assert z.shape == (300, 2, 3) and log_q.shape == (300,)
+    assert z.shape == (400, 2, 3) and log_q.shape == (400,)
     q = layer.posterior(*inputs)
     np.testing.assert_allclose(q.log_prob(tf.identity(z)), log_q, rtol=1e-4, atol=1e-4)
     z_0 = q.distribution.sample(seed=0)
     assert np.sqrt(np.mean((q.bijector.forward(z_0) - z_0) ** 2)) < 0.5
     exact = tfd.Normal(inputs[0], tf.exp(0.5 * inputs[1])).kl_divergence(tfd.Normal(0.0, 1.0))
     np.testing.assert_allclose(sum(layer.losses), np.sum(np.mean(exact, axis=0)), rtol=0.2)
-    assert q.sample(7).shape == (7, 300, 2, 3)
+    assert q.sample(7).shape == (7, 400, 2, 3)
 
 
 @each_layer
