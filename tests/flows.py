@@ -245,11 +245,8 @@ class ImageStep(Step):
         shape, size = self.network.event_shape, self.network.event_shape.num_elements()
         if context is not None:
             context = tf.reshape(context, tf.concat([tf.shape(context)[:-1], self.network.context_shape], axis=0))
-        step = tfp_iaf.InverseAutoregressiveFlow(
-            self.network, context=context, transform=self.transform, inverse=self.inverse
-        )
         # A tfb.Chain would not notice that variables have changed.
-        return UncachedChain([tfb.Reshape([size], shape), step, tfb.Reshape(shape, [size])])
+        return UncachedChain([tfb.Reshape([size], shape), super().bijector(context), tfb.Reshape(shape, [size])])
 
 
 def _step(
@@ -345,20 +342,16 @@ _ALL = (
     ),
 )
 FLOWS = {flow.name: flow for flow in _ALL}
-# One flow for each set of operations; the others differ from these in masks, orders and sizes alone.
+# One flow for each set of operations, to compile; the others are made of the same.
 KINDS = (
     'blocks',
     'convolutional_context',
-    'fixed_point',
-    'inverted',
     'spline',
     'scalar_bijector',
     'function',
-    'chain',
     'planar',
     'radial',
     'sylvester_orthogonal',
-    'sylvester_householder',
 )
 
 

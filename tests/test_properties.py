@@ -137,6 +137,7 @@ def test_round_trip(flow, dtype):
         assert_all_close([x_again, log_det_again], [x, -log_det], rtol=tolerance, atol=tolerance, err_msg=direction)
 
 
+@pytest.mark.slow
 @each_flow
 def test_inverse_is_a_preimage_at_every_magnitude(flow):
     bijector = flow.build().bijector(flow.contexts())
@@ -186,6 +187,7 @@ def test_gradient_of_everything_equals_finite_differences(flow, direction):
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @each_kind
 def test_gradients_of_log_prob_scale_with_the_objective(flow):
     """The mean over a large batch is a small multiple, a loss scale a large one; no tolerance may be absolute."""
@@ -239,6 +241,7 @@ def test_empty_batch(flow):
 # Values that are not numbers
 
 
+@pytest.mark.slow
 @each_flow
 @each_direction
 def test_what_is_out_of_range_stays_in_its_row(flow, direction):
