@@ -6,72 +6,27 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_iaf
-from tests.flows import GENTLE_SPLINE, each_conditional, each_flow, normal, perturb, tfb, tfd
-
-
-def masked_gradients(log_prob, sources):
-    """Gradients of the mean over the rows that are finite: the others are masked out of the loss."""
-    with tf.GradientTape() as tape:
-        tape.watch([source for source in sources if not isinstance(source, tf.Variable)])
-        values = log_prob()
-        total = tf.reduce_sum(tf.where(tf.math.is_finite(values), values, tf.zeros([], values.dtype)))
-    return values, tape.gradient(total, sources)
+from tests.flows import GENTLE_SPLINE, normal, perturb, tfb, tfd
 
 
 @pytest.mark.slow
-@each_flow
-@pytest.mark.parametrize('bad', [np.inf, 1e200])
-def test_a_row_masked_out_leaves_every_gradient_finite(flow, bad):
-    owner, context = flow.build(), flow.contexts()
-    y = flow.events().numpy()
-    y[1, -1] = bad
-    y = tf.constant(y)
-    loc, scale = (tf.Variable(value([flow.event_size], tf.float64)) for value in (tf.zeros, tf.ones))
-    variables = [variable for variable in owner.trainable_variables if variable.name not in flow.idle]
-    sources = [y, loc, scale, *variables, *([] if context is None else [context])]
-
-    def log_prob():
-        noise = tfp_iaf.distributions._gaussian.gaussian(loc, scale, event_ndims=1)
-        return tfd.TransformedDistribution(noise, owner.bijector(context)).log_prob(y)
-
-    values, gradients = masked_gradients(log_prob, sources)
-    finite = np.isfinite(values)
-    assert not finite[1] or bad == 1e200, 'what has no preimage is NaN'
-    assert finite[[0, 2, 3, 4]].all()
-    for source, gradient in zip(sources, gradients, strict=True):
-        assert gradient is not None and np.all(np.isfinite(gradient)), source
-    assert np.any(gradients[0] != 0)
-
-
-@each_conditional
-def test_a_context_that_is_not_finite_is_masked_out(flow):
-    owner, y, context = flow.build(), flow.events(), flow.contexts().numpy()
-    context[1, 0] = np.nan
-    context = tf.constant(context)
-    loc, scale = tf.zeros([flow.event_size], tf.float64), tf.ones([flow.event_size], tf.float64)
-    noise = tfp_iaf.distributions._gaussian.gaussian(loc, scale, event_ndims=1)
-    sources = [y, context, *(variable for variable in owner.trainable_variables if variable.name not in flow.idle)]
-    values, gradients = masked_gradients(
-        lambda: tfd.TransformedDistribution(noise, owner.bijector(context)).log_prob(y), sources
-    )
-    assert np.isnan(values[1]) and np.isfinite(values.numpy()[[0, 2, 3, 4]]).all()
-    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('inverse', ['auto', 'fixed_point'])
-@pytest.mark.parametrize(('bad', 'jit_compile'), [(np.inf, True), (1e30, False)], ids=['xla', 'graph'])
-def test_rows_masked_out_of_a_posterior_in_float32(inverse, bad, jit_compile):
+@pytest.mark.parametrize(('inverse', 'jit_compile'), [('auto', True), ('fixed_point', False)])
+def test_rows_masked_out_of_a_posterior_in_float32(inverse, jit_compile):
+    """They leave every gradient finite, that of the base's mean and scale, too."""
     made = tfp_iaf.IAFPosterior(2, 2, (16,), transform='affine', inverse=inverse, seed=0)
     loc, scale = tf.Variable([0.0, 0.0]), tfp.util.TransformedVariable([1.0, 1.0], tfb.Softplus())
-    y = tf.constant([[0.0, 1.0], [bad, 0.0]])
-    sources = [y, loc, scale.pretransformed_input, *made.trainable_variables]
+    y = tf.constant([[0.0, 1.0], [np.inf, 0.0], [1e30, 0.0]])
 
+    @tf.function(jit_compile=jit_compile, autograph=False)
     def compute():
-        return masked_gradients(lambda: made(loc, scale).log_prob(y), sources)
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            values = made(loc, scale).log_prob(y)
+            total = tf.reduce_sum(tf.where(tf.math.is_finite(values), values, 0.0))
+        return values, tape.gradient(total, [y, loc, scale.pretransformed_input, *made.trainable_variables])
 
-    values, gradients = tf.function(compute, jit_compile=jit_compile)()
-    assert np.isfinite(values[0]) and np.isnan(values[1])
+    values, gradients = compute()
+    assert np.isnan(values).tolist() == [False, True, True] and np.isfinite(values[0])
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
@@ -85,12 +40,12 @@ def check_numerics():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('inverse', 'transform', 'in_function'),
-    [('auto', 'gated', False), ('auto', 'gated', True), ('auto', GENTLE_SPLINE, True), ('fixed_point', 'affine', True)],
-    ids=['gated_eager', 'gated', 'spline', 'fixed_point'],
+    [('auto', 'gated', True), ('auto', GENTLE_SPLINE, False), ('fixed_point', 'affine', True)],
+    ids=['gated', 'spline', 'fixed_point'],
 )
 def test_check_numerics_gives_no_false_alarm(inverse, transform, in_function, check_numerics):
-    made = tfp_iaf.IAFPosterior(9, 1, (12,), transform=transform, inverse=inverse, seed=0)
-    q = made(tf.zeros([9]), tf.ones([9]))
+    made = tfp_iaf.IAFPosterior(4, 1, (12,), transform=transform, inverse=inverse, seed=0)
+    q = made(tf.zeros([4]), tf.ones([4]))
 
     def gradient(y):
         with tf.GradientTape() as tape:
@@ -98,7 +53,7 @@ def test_check_numerics_gives_no_false_alarm(inverse, transform, in_function, ch
             total = tf.reduce_sum(q.log_prob(y)) + tf.reduce_sum(q.log_prob(q.sample(5, seed=(1, 2))))
         return tape.gradient(total, [y, *made.trainable_variables])
 
-    (tf.function(gradient, autograph=False) if in_function else gradient)(normal([3, 9], tf.float32))
+    (tf.function(gradient, autograph=False) if in_function else gradient)(normal([3, 4], tf.float32))
 
 
 @pytest.mark.parametrize('in_function', [False, True], ids=['eager', 'graph'])
@@ -112,17 +67,11 @@ def test_check_numerics_finds_a_point_that_is_not_finite(in_function, check_nume
 # Variables of others
 
 
-def _model_with_a_flow_as_its_prior():
+def test_a_surrogate_has_its_own_variables_alone():
     prior = tfp_iaf.IAFPosterior(2, 1, (8,), seed=0)
     model = tfd.JointDistributionNamed(
         {'z': prior(tf.zeros([2]), tf.ones([2])), 'x': lambda z: tfd.MultivariateNormalDiag(z)}
     ).experimental_pin(x=[1.0, 1.0])
-    return prior, model
-
-
-@pytest.mark.slow
-def test_a_surrogate_has_its_own_variables_alone():
-    prior, model = _model_with_a_flow_as_its_prior()
     bijector = model.experimental_default_event_space_bijector()
     q = tfp_iaf.build_iaf_surrogate_posterior(model.event_shape_tensor(), bijector, seed=0)
     assert not {id(v) for v in q.variables} & {id(v) for v in prior.variables}

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 import tfp_iaf
-from tests.flows import count_ops, each_dtype, normal
+from tests.flows import count_ops, normal
 from tfp_iaf import transforms
 
-D, HIDDEN, CONTEXT = 20, (32, 32), 3
+D, HIDDEN, CONTEXT = 20, (32,), 3
 
 LIMITS = {tf.float32: 1e-5, tf.float64: 1e-11}
 
@@ -40,14 +40,10 @@ def last_kernel(network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ('transform', 'dtype'),
-    [(transforms.Gated(), tf.float32), ('affine', tf.float64)],
-    ids=str,
-)
+@pytest.mark.parametrize(('transform', 'dtype'), [('gated', tf.float32), ('affine', tf.float64)], ids=str)
 def test_after_training(transform, dtype):
     """Towards a banana in every pair of neighbours: the networks must depend strongly on the entries before."""
-    made, x, context = chain(3, dtype, transform)
+    made, x, context = chain(2, dtype, transform)
     optimizer = tf.optimizers.Adam(1e-2)
 
     @tf.function(autograph=False)
@@ -60,19 +56,18 @@ def test_after_training(transform, dtype):
         optimizer.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
         return loss
 
-    losses = [float(step()) for _ in range(80)]
+    losses = [float(step()) for _ in range(60)]
     assert np.mean(losses[-10:]) < losses[0] - 1
     assert np.max(relative_error(made, x, context)) < LIMITS[dtype]
 
 
 @pytest.mark.slow
-@each_dtype
-@pytest.mark.parametrize('num_flows', [1, 16])
+@pytest.mark.parametrize(('num_flows', 'dtype'), [(1, tf.float32), (16, tf.float32), (16, tf.float64)], ids=str)
 def test_where_gates_nearly_shut(num_flows, dtype):
     made, x, context = chain(num_flows, dtype, transforms.Gated())
     kernels = [last_kernel(network).numpy() for network in made.networks]
     low, high = 1.0, 100.0
-    for _ in range(12):
+    for _ in range(8):
         scale = np.sqrt(low * high)
         for network, kernel in zip(made.networks, kernels, strict=True):
             last_kernel(network).assign(scale * kernel)
