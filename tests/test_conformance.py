@@ -170,8 +170,8 @@ def test_variables_are_tracked_by_identity(module):
     holder.attribute = [owner]
     expected = {id(v) for v in owner.trainable_variables}
     assert expected
-    for view in (holder, *module.views(owner, *module.inputs())):
-        assert {id(v) for v in view.trainable_variables} == expected, view
+    for view in (owner, holder, *module.views(owner, *module.inputs())):
+        assert {id(v) for v in view.trainable_variables} == {id(v) for v in view.variables} == expected, view
 
 
 # Eager execution, graphs, XLA
