@@ -103,8 +103,15 @@ for name, model in models.items():
         # In the neck of a funnel a gradient is thousands of times larger than elsewhere: hence the clipping.
         optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-2, num_steps), global_clipnorm=10.0)
         optimizer.build(q.trainable_variables)
-        options = {'sample_size': 64, 'jit_compile': not args.quick, 'seed': [0, 0]}
-        tfp.vi.fit_surrogate_posterior(model.unnormalized_log_prob, q, optimizer, num_steps, **options)
+        tfp.vi.fit_surrogate_posterior(
+            model.unnormalized_log_prob,
+            q,
+            optimizer,
+            num_steps,
+            sample_size=64,
+            jit_compile=not args.quick,  # XLA takes longer to compile than a quick fit takes
+            seed=[0, 0],
+        )
 
         diagnosis = tfp_iaf.diagnostics.diagnose(model.unnormalized_log_prob, q, 20000, seed=[0, 1])
         samples[name, posterior] = diagnosis.samples

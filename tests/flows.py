@@ -342,7 +342,7 @@ _ALL = (
     ),
 )
 FLOWS = {flow.name: flow for flow in _ALL}
-# One flow for each set of operations, to compile; the others are made of the same.
+# One flow for each set of operations, to compile; the others are made of the same operations.
 KINDS = (
     'blocks',
     'convolutional_context',
@@ -352,6 +352,7 @@ KINDS = (
     'planar',
     'radial',
     'sylvester_orthogonal',
+    'sylvester_householder',
 )
 
 

@@ -224,7 +224,7 @@ def test_autobatched_model_under_mcmc(inverse, mode):
 
     def chain(target):
         if mode == 'graph':
-            kernel = tfp.mcmc.HamiltonianMonteCarlo(target, 0.1, 2)
+            kernel = tfp.mcmc.NoUTurnSampler(target, 0.1, max_tree_depth=2)
             return tfp.mcmc.sample_chain(2, start, kernel=kernel, trace_fn=None, seed=[0, 1])
         # XLA draws other numbers.
         return tf.while_loop(

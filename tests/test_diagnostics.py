@@ -1,5 +1,7 @@
 """What is said of a fitted posterior, for targets with a known answer."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -57,7 +59,7 @@ def test_error_of_k_hat():
 @pytest.mark.parametrize(
     ('scale', 'size', 'count', 'words'),
     [
-        # The limit is 0.7 for either, k about 0.6 and 0.7, and its error 0.04 and 0.1.
+        # The limit is 0.7. In the first two rows k is about 0.6 and 0.7, and its error 0.04 and 0.1.
         (0.65, 1, 400000, 'usable. '),
         (0.6, 4, 10000, 'on the limit'),
         (0.45, 4, 10000, 'not reliable'),
@@ -69,6 +71,8 @@ def test_verdict_on_a_narrow_posterior(scale, size, count, words):
     q, p = tfd.MultivariateNormalDiag(scale_diag=[scale] * size), tfd.MultivariateNormalDiag(tf.zeros([size]))
     diagnosis = diagnose(p.log_prob, q, count, seed=[0, 0])
     assert words in str(diagnosis)
+    assert 'on the limit' in str(dataclasses.replace(diagnosis, k_hat=0.45, k_hat_error=0.3, k_limit=0.5))
+    assert 'k-hat inf,' in str(dataclasses.replace(diagnosis, k_hat=np.inf, k_hat_error=0.0))
     if scale < 0.5:
         assert diagnosis.k_hat > diagnosis.k_limit and diagnosis.effective_samples < 5000
 

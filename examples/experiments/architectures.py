@@ -42,7 +42,7 @@ def make(
         down, up = layers.Conv2D, layers.Conv2DTranspose
         height, width = (-(-size // 4) for size in image_shape[:2])  # after two steps of stride 2
         encoder = [*_gated(down, 32), *_gated(down, 32, 2), *_gated(down, 64), *_gated(down, 64, 2), *_gated(down, 64)]
-        encoder += [layers.Flatten(), *_gated_dense(256)]  # as a convolution with a kernel of the size of the images
+        encoder += [layers.Flatten(), *_gated_dense(256)]  # a convolution over all that is left of the images
         decoder = [*_gated_dense(height * width * 64), layers.Reshape([height, width, 64]), *_gated(up, 64)]
         decoder += [*_gated(up, 32, 2), *_gated(up, 32), *_gated(up, 32, 2), *_gated(up, 32)]
         decoder += [layers.Conv2D(256, 5, padding='same'), layers.Conv2D(outputs, 1)]

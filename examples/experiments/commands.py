@@ -73,9 +73,9 @@ class Command:
         options.command = shlex.join([*self._parser.prog.split(), *argv])
         return options
 
-    def plan(self, options: argparse.Namespace, **values: Any) -> list[Any]:
-        """Returns the settings of all runs, seed by seed, with other values of some fields."""
-        given = {name: getattr(options, name) for name in self._fields} | values
+    def plan(self, options: argparse.Namespace) -> list[Any]:
+        """Returns the settings of all runs, seed by seed."""
+        given = {name: getattr(options, name) for name in self._fields}
         products = itertools.product(range(options.seeds), *(getattr(options, name) for name in self._varied))
         return [
             dataclasses.replace(self._defaults, **given, seed=seed, **dict(zip(self._varied, product, strict=True)))

@@ -26,18 +26,18 @@ Group = dict[Settings, Evaluated]  # by seed
 def main(
     name: str, text: str | None, defaults: Settings, argv: Sequence[str], quick: Mapping[str, Any],
     latent_sizes: Sequence[int] = (), seeds: int = 1, posteriors: Collection[str] = BASIC,
-    names: Sequence[str] = (),
+    data_sets: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Trains and evaluates the VAEs that the command line describes, and reports on them.
 
-    With `names` the seeds have data sets of their own, in turn.
+    With `data_sets`, their names, each seed has another one in turn; by default all have that of the settings.
     """
     varied = {'latent_size': latent_sizes or (defaults.latent_size,), 'posterior': posteriors}
     command = Command(name, text, defaults, varied, seeds, fixed=('dataset', 'fingerprint', 'mistakes', 'sampled_kl'))
     command.add('longer_baseline', 0, 'train the diagonal one for so many epochs, too; 0: do not')
     options = command.parse(argv, quick)
-    data = [(name, load(name, options.data)) for name in names or (defaults.dataset,)]
-    (_, images), plan = data[0], []
+    data = [(data_set, load(data_set, options.data)) for data_set in data_sets or (defaults.dataset,)]
+    images, plan = data[0][1], []
     for settings in command.plan(options):
         dataset, of_seed = data[settings.seed % len(data)]
         plan.append(dataclasses.replace(settings, dataset=dataset, fingerprint=of_seed.fingerprint))

@@ -74,8 +74,9 @@ def load(name: str, data: str = '') -> Images:
 
     Args:
         name: Of the data.
-        data: The path of `mnist.npz`, of the folder `cifar-10-batches-py`, or of `freyfaces.npz`; '' for where Keras
-            keeps its data.
+        data: The path of `mnist.npz`, of the folder `cifar-10-batches-py`, or of `freyfaces.npz`, whose array `images`,
+            `[1965, 28, 20]` of uint8, has the order of `freyfaces.pkl` in github.com/riannevdberg/sylvester-flows; ''
+            for where Keras keeps its data.
 
     Raises:
         FileNotFoundError: If it is not there; says where it is looked for.
@@ -111,7 +112,7 @@ def _cifar10(data: str) -> Images:
 
 
 def _freyfaces(data: str, shuffle: int) -> Images:
-    """1565, 200 and 200 images, shuffled as in the code of van den Berg et al. 2018."""
+    """1565, 200 and 200 images of the 1965, shuffled as in the code of van den Berg et al. 2018."""
     with np.load(_path(data, 'freyfaces.npz')) as arrays:
         images = arrays['images'][..., np.newaxis]
     np.random.RandomState(shuffle).shuffle(images)

@@ -74,6 +74,8 @@ def make_posterior(settings: Settings) -> Any:
     """
     target = TARGETS[settings.target]
     if settings.family in _VECTOR_FLOWS:
+        if not isinstance(target, Energy):
+            raise ValueError(f'family: got {settings.family!r} for {settings.target!r}, expected that of an IAF.')
         return _vector_flows(settings, target.event_shape)
     if settings.family == 'full covariance':
         keras.utils.set_random_seed(settings.seed)  # this builder has no seed

@@ -43,6 +43,7 @@ class Settings:
     binarization: 'dynamic' draws the pixels again in each pass, 'threshold' rounds them, 'none'
     flows, flow_units, transform, context_size: steps of the flow, their networks, and what these see of x
     gate_start: the gates of the transform 'gated' start at its sigmoid
+    optimizer: 'adam' or 'adamax'
     learning_rate: of the optimizer, after rate_warm_up_steps; falls along a cosine to its share final_rate
     warm_up_steps: over which the weight of the KL grows from 0 to 1
     clipnorm: of all gradients together; 0 for none
