@@ -303,7 +303,7 @@ _ALL = (
     # The fewest hidden units that let every output see all that it may, with a context one more.
     _step('gated', 4, (3, 3)),
     _step('right_to_left', 4, (4, 4), 'affine', 2, 'right-to-left'),
-    _step('affine', 4, (8, 8), 'affine', order=(2, 0, 3, 1)),
+    _step('affine', 4, (8, 8), 'affine', order=(2, 0, 3, 1), network=InBlocks),  # some blocks have no units
     _step('gated_context', 5, (9, 7), 'gated', 3, order=(3, 0, 4, 1, 2)),
     _step('one_entry', 1, (4,), 'affine', 2),
     # Kernels that are multiplied in blocks, as large ones are for many rows. The inverse solves the entries in blocks,

@@ -76,7 +76,9 @@ def _flow(flow: Flow):
 def _network():
     return Module(
         'network',
-        lambda dtype: tfp_iaf.MaskedAutoregressiveNetwork(3, (8, 8), context_shape=2, seed=0, dtype=dtype),
+        lambda dtype: tfp_iaf.MaskedAutoregressiveNetwork(
+            3, (8, 8), context_shape=2, order='random', seed=0, dtype=dtype
+        ),
         lambda network, x, context: network(x, context),
         (3, 2),
         lambda network, x, context: [tfp_iaf.InverseAutoregressiveFlow(network, context=context)],
@@ -249,7 +251,7 @@ def test_saved_model_computes_the_same(module, tmp_path):
     assert_all_close(loaded.call(*module.inputs()), expected_of(module), rtol=1e-11, atol=1e-11)
 
 
-# Copying
+# Copying, printing
 
 
 @each_tracked_module
@@ -267,6 +269,13 @@ def test_copy_shares_the_variables(module):
     assert [id(v) for v in copied.trainable_variables] == [id(v) for v in owner.trainable_variables]
     perturb(owner, seed=5)
     assert_all_close(module.call(copied, *inputs), module.call(owner, *inputs), rtol=0, atol=0)
+
+
+@_named(*COMPILED, 'posterior')
+def test_repr_names_the_class_or_the_object(module):
+    owner = module.build()
+    for made in (owner, *module.views(owner, *module.inputs())):
+        assert type(made).__name__ in repr(made) or made.name in repr(made)
 
 
 # Sampling
