@@ -25,22 +25,9 @@ PACKAGE = pathlib.Path(tfp_iaf.__file__).parent
 MODULES = ['tfp_iaf', *sorted(module.name for module in pkgutil.walk_packages(tfp_iaf.__path__, 'tfp_iaf.'))]
 # A module imports none but those before it.
 LAYERS = (
-    *(
-        '_version',
-        '_devices',
-        '_numerics',
-        '_pareto',
-        '_checks',
-        '_random',
-        '_shapes',
-        '_compat',
-        '_tracking',
-        '_caching',
-    ),
-    *('networks', 'transforms', 'inversion', 'bijectors', 'distributions', 'objectives', 'diagnostics', '_layers'),
-    *('keras', 'tf_keras'),
-)
-
+    '_version _devices _numerics _pareto _checks _random _shapes _compat _tracking _caching networks transforms '
+    'inversion bijectors distributions objectives diagnostics _layers keras tf_keras'
+).split()
 
 KERAS_NAMES = 'IAFPosterior IAFSampling KLWarmup PlanarSampling PosteriorSampling RadialSampling SylvesterSampling'
 
