@@ -107,12 +107,12 @@ class Diagnosis:
             return 'usable. Weighted or resampled, the samples stand for the target, with some more noise.'
         if self.k_hat < 1:
             return (
-                'not reliable. The tail of the weights is heavy: q is too narrow somewhere. The log evidence is too '
-                'low, and weights do not correct q. Train for longer, or take a more flexible flow.'
+                'not reliable. The tail of the weights is heavy: q is too narrow somewhere. The log evidence is '
+                'probably too low, and weights do not correct q. Train for longer, or take a more flexible flow.'
             )
         return (
-            'not to be trusted. q leaves out or misshapes a part of the target: the log evidence and the KL are too '
-            'low by an unknown amount. Train for longer, take a more flexible flow, or use MCMC.'
+            'not to be trusted. q leaves out or misshapes a part of the target: the log evidence and the KL are '
+            'probably too low, by an unknown amount. Train for longer, take a more flexible flow, or use MCMC.'
         )
 
 

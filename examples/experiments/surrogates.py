@@ -19,7 +19,7 @@ QUICK = {'steps': 500, 'evaluation_samples': 10000}
 
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment that the command line describes."""
-    varied = {'target': JOINTS, 'family': ('diagonal', 'full covariance', 'gated', 'affine')}
+    varied = {'target': JOINTS, 'family': ('diagonal', 'full covariance', 'gated', 'affine', 'spline')}
     command = Command('surrogates', __doc__, Settings('funnel'), varied, seeds=3)
     options = command.parse(argv, QUICK)
     plan = [
