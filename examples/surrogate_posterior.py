@@ -61,7 +61,7 @@ def funnel() -> Generator[Any, Any, None]:
     yield tfd.Sample(tfd.Normal(0.0, tf.exp(v / 2)), 9, name='x')
 
 
-# What is pinned is observed; the funnel has no data, and Z = 1.
+# What is pinned is observed; the funnel has no data, and Z = 1. Add a model of your own here.
 models = {'eight schools': eight_schools.experimental_pin(observed=observed), 'funnel': funnel}
 
 # %%
@@ -115,7 +115,11 @@ for name, model in models.items():
 
         diagnosis = tfp_iaf.diagnostics.diagnose(model.unnormalized_log_prob, q, 20000, seed=[0, 1])
         samples[name, posterior] = diagnosis.samples
-        print(f'\n{name}, {posterior}; true log evidence {exact[name][3]:.3f}\n{diagnosis}', flush=True)
+        truth = f'; true log evidence {exact[name][3]:.3f}' if name in exact else ''
+        print(f'\n{name}, {posterior}{truth}\n{diagnosis}', flush=True)
+        for part, value in diagnosis.samples._asdict().items():
+            center, spread = (np.round(f(value, axis=0, dtype=float), 2) for f in (np.mean, np.std))
+            print(f'{part}: mean {center}, deviation {spread}')
 
 # %%
 # The pictures
@@ -124,7 +128,7 @@ for name, model in models.items():
 # mouth; the flow has both.
 
 figure, axes = plt.subplots(2, 2, figsize=(9, 8), layout='constrained')
-for row, name in zip(axes, models, strict=True):
+for row, name in zip(axes, exact, strict=True):
     across, up, log_density, _ = exact[name]
     levels = log_density.max() - np.array([6.0, 4.0, 2.0, 1.0, 0.25])
     for axis, posterior in zip(row, builders, strict=True):
