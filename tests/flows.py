@@ -368,4 +368,6 @@ each_conditional = _each([flow for flow in _ALL if flow.context_size is not None
 _MASKED = [flow for flow in _ALL if flow.make(tf.float32).networks]
 each_masked_step = _each([flow for flow in _MASKED if flow.order is not None])
 each_with_reference = _each([flow for flow in _ALL if flow.transform is not None])
-each_dtype = pytest.mark.parametrize('dtype', [tf.float32, tf.float64], ids=lambda dtype: dtype.name)
+each_dtype = pytest.mark.parametrize(
+    'dtype', [pytest.param(tf.float32, marks=pytest.mark.slow), tf.float64], ids=['float32', 'float64']
+)

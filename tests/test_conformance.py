@@ -230,6 +230,7 @@ def test_results_have_the_dtype(module, dtype):
 # Saving
 
 
+@pytest.mark.slow
 @each_module
 def test_checkpoint_brings_every_value_back(module, tmp_path):
     saved, restored = module.build(), module.build(seed=4)
@@ -254,6 +255,7 @@ def test_saved_model_computes_the_same(module, tmp_path):
 # Copying, printing
 
 
+@pytest.mark.slow
 @each_tracked_module
 def test_deepcopy_has_variables_of_its_own(module):
     owner = module.build()

@@ -190,6 +190,7 @@ def test_any_number_of_rows(kit, jit_compile):
         assert ([kl_of(flow) for flow in flows] == before) == (rows == 0)
 
 
+@pytest.mark.slow
 @each_kit
 def test_each_layer_of_a_ladder_reports_its_kl(kit):
     """z_1 given x with a prior given z_2."""

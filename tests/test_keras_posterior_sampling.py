@@ -233,6 +233,7 @@ LAYERS = {
 each_layer = pytest.mark.parametrize('make', LAYERS.values(), ids=LAYERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [*LAYERS.values(), K3.IAFSampling], ids=[*LAYERS, 'iaf'])
 def test_starts_near_the_gaussian_and_its_kl(make):
     """On feature maps, with a context of any shape."""
@@ -249,6 +250,7 @@ def test_starts_near_the_gaussian_and_its_kl(make):
     assert q.sample(7).shape == (7, 400, 2, 3)
 
 
+@pytest.mark.slow
 @each_layer
 def test_away_from_its_start(make):
     """The KL has the control variate, and every weight a gradient; each row has its parameters, and all are saved."""

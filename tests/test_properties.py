@@ -83,6 +83,7 @@ def test_log_det_is_that_of_the_jacobian(flow, direction):
     np.testing.assert_allclose(log_det, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @each_masked_step
 def test_overwritten_kernels_leave_the_jacobian_triangular(flow):
     """Whatever stands where the masks forbid a weight."""
@@ -154,6 +155,7 @@ def test_inverse_is_a_preimage_at_every_magnitude(flow):
 # Gradients
 
 
+@pytest.mark.slow
 @each_flow
 @each_direction
 def test_gradient_of_everything_equals_finite_differences(flow, direction):
