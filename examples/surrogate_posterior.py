@@ -61,7 +61,8 @@ def funnel() -> Generator[Any, Any, None]:
     yield tfd.Sample(tfd.Normal(0.0, tf.exp(v / 2)), 9, name='x')
 
 
-# What is pinned is observed; the funnel has no data, and Z = 1. Add a model of your own here.
+# What is pinned is observed; the funnel has no data, and Z = 1.
+# Add a model of your own here.
 models = {'eight schools': eight_schools.experimental_pin(observed=observed), 'funnel': funnel}
 
 # %%
@@ -109,7 +110,7 @@ for name, model in models.items():
             optimizer,
             num_steps,
             sample_size=64,
-            jit_compile=not args.quick,  # XLA takes longer to compile than a quick fit takes
+            jit_compile=not args.quick,  # to compile takes longer than a quick fit
             seed=[0, 0],
         )
 
