@@ -39,12 +39,11 @@ def make(
         decoder = [*_dense(128), *_dense(14 * 14 * 64), layers.Reshape([14, 14, 64]), *deconvolutions]
         decoder.append(layers.Conv2D(outputs, 1))
     elif name == 'conv-freyfaces':
-        down, up = layers.Conv2D, layers.Conv2DTranspose
         height, width = (-(-size // 4) for size in image_shape[:2])  # after two steps of stride 2
-        encoder = [*_gated(down, 32), *_gated(down, 32, 2), *_gated(down, 64), *_gated(down, 64, 2), *_gated(down, 64)]
+        encoder = [*_gated_conv(32), *_gated_conv(32, 2), *_gated_conv(64), *_gated_conv(64, 2), *_gated_conv(64)]
         encoder += [layers.Flatten(), *_gated_dense(256)]  # a convolution over all that is left of the images
-        decoder = [*_gated_dense(height * width * 64), layers.Reshape([height, width, 64]), *_gated(up, 64)]
-        decoder += [*_gated(up, 32, 2), *_gated(up, 32), *_gated(up, 32, 2), *_gated(up, 32)]
+        decoder = [*_gated_dense(height * width * 64), layers.Reshape([height, width, 64]), *_gated_deconv(64)]
+        decoder += [*_gated_deconv(32, 2), *_gated_deconv(32), *_gated_deconv(32, 2), *_gated_deconv(32)]
         decoder += [layers.Conv2D(256, 5, padding='same'), layers.Conv2D(outputs, 1)]
     else:
         encoder = [_conv(128), _conv(64, 2), _conv(32, 2), layers.Flatten(), *_dense(512), *_dense(512)]
@@ -57,16 +56,20 @@ def make(
     )
 
 
-def _gated(convolution: Any, filters: int, strides: int = 1) -> list[Any]:
-    return [convolution(2 * filters, 5, strides, padding='same'), _gate()]
-
-
 def _gated_dense(units: int) -> list[Any]:
-    return [layers.Dense(2 * units), _gate()]
+    return _gated(layers.Dense(2 * units))
 
 
-def _gate() -> Any:
-    return layers.Lambda(_gated_linear_unit)
+def _gated_conv(filters: int, strides: int = 1) -> list[Any]:
+    return _gated(layers.Conv2D(2 * filters, 5, strides, padding='same'))
+
+
+def _gated_deconv(filters: int, strides: int = 1) -> list[Any]:
+    return _gated(layers.Conv2DTranspose(2 * filters, 5, strides, padding='same'))
+
+
+def _gated(layer: Any) -> list[Any]:
+    return [layer, layers.Lambda(_gated_linear_unit)]
 
 
 def _gated_linear_unit(x: Any) -> Any:

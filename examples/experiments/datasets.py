@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 import pickle
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,10 +82,10 @@ def load(name: str, data: str = '') -> Images:
     Raises:
         FileNotFoundError: If it is not there; says where it is looked for.
     """
-    kind, _, shuffle = name.partition(' ')
-    if kind == 'freyfaces':
-        return _freyfaces(data, int(shuffle))
-    return {'digits': _digits, 'mnist': _mnist, 'cifar10': _cifar10}[name](data)
+    kind, *shuffle = name.split()
+    loaders: dict[str, Callable[..., Images]]
+    loaders = {'digits': _digits, 'mnist': _mnist, 'cifar10': _cifar10, 'freyfaces': _freyfaces}
+    return loaders[kind](data, *map(int, shuffle))
 
 
 def _digits(data: str) -> Images:

@@ -22,13 +22,14 @@ from .likelihoods import LIKELIHOODS
 _BATCHES_FOR_STATISTICS = 50
 _SECONDS_BETWEEN_BACKUPS = 60.0
 _MOST_STEPS_PER_CALL = 50  # of Python, between which nothing is shown
+_OPTIMIZERS = {'adam': keras.optimizers.Adam, 'adamax': keras.optimizers.Adamax}
 _KNOWN = {
     'posterior': (*posteriors.FAMILIES, 'blog'),
     'network': ('dense', 'conv-mnist', 'conv-cifar10', 'conv-freyfaces'),
     'likelihood': tuple(LIKELIHOODS),
     'binarization': ('dynamic', 'threshold', 'none'),
     'transform': ('gated', 'affine', 'spline'),
-    'optimizer': ('adam', 'adamax'),
+    'optimizer': tuple(_OPTIMIZERS),
 }
 
 
@@ -125,8 +126,7 @@ def compile_model(model: Any, settings: Settings, steps_per_epoch: int) -> None:
             warmup_steps=warm_up,
         )
     averaging = {'use_ema': True, 'ema_momentum': settings.ema} if settings.ema else {}
-    kind = {'adam': keras.optimizers.Adam, 'adamax': keras.optimizers.Adamax}[settings.optimizer]
-    optimizer = kind(rate, global_clipnorm=settings.clipnorm or None, **averaging)
+    optimizer = _OPTIMIZERS[settings.optimizer](rate, global_clipnorm=settings.clipnorm or None, **averaging)
     neg_log_prob = LIKELIHOODS[settings.likelihood].neg_log_prob
     model.compile(
         optimizer,
