@@ -182,6 +182,12 @@ def permitted(order: Sequence[int], strictly: bool = False) -> np.ndarray:
     return rank[:, None] > rank[None, :] if strictly else rank[:, None] >= rank[None, :]
 
 
+def assert_all_close(actual, expected, **tolerance) -> None:
+    """`np.testing.assert_allclose` for every tensor in a structure."""
+    for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
 def jacobian(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> np.ndarray:
     """For each row of `x` the derivatives of its outputs (rows) by its inputs (columns)."""
     with tf.GradientTape(persistent=True) as tape:
@@ -214,11 +220,15 @@ class Counted:
         return self.network(*args)
 
 
+def ops_of(function: tf.types.experimental.ConcreteFunction) -> list[str]:
+    """The types of all operations in a graph, and in every function that it calls."""
+    graph = function.graph.as_graph_def()
+    return [node.op for nodes in (graph.node, *(inner.node_def for inner in graph.library.function)) for node in nodes]
+
+
 def count_ops(function: tf.types.experimental.ConcreteFunction, op_type: str) -> int:
     """Counts the operations of a type in a graph, and in every function that it calls."""
-    graph = function.graph.as_graph_def()
-    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
-    return sum(node.op == op_type for node in nodes)
+    return ops_of(function).count(op_type)
 
 
 @contextlib.contextmanager

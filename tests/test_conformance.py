@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_iaf
-from tests.flows import FLOWS, KINDS, Flow, normal, perturb, tfb, tfd
+from tests.flows import FLOWS, KINDS, Flow, assert_all_close, normal, perturb, tfb, tfd
 from tfp_iaf import bijectors, distributions, networks, transforms
 
 
@@ -141,11 +141,6 @@ IN_FLOAT32 = ('blocks', 'surrogate')
 def expected_of(module):
     """What the module computes when it is newly built."""
     return module.call(module.build(), *module.inputs())
-
-
-def assert_all_close(actual, expected, **tolerance):
-    for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
 
 
 def test_every_class_of_the_package_has_an_entry():
@@ -283,9 +278,9 @@ def test_repr_names_the_class_or_the_object(module):
 # Sampling
 
 
-def test_samples_agree_with_log_prob():
+@_named('posterior')
+def test_samples_agree_with_log_prob(module):
     """The volume of a ball, by importance sampling."""
-    (module,) = [module for module in MODULES if module.name == 'posterior']
     # Of unit scale, so that no part of the ball is out of reach.
     q, _ = module.views(module.build(), *(tf.ones([size], tf.float64) for size in module.sizes))
     samples = q.sample(50_000, seed=(1, 2)).numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.flows import count_ops, normal
+from tests.flows import assert_all_close, count_ops, normal
 from tfp_iaf import MaskedAutoregressiveNetwork
 from tfp_iaf.networks import _kernels, _masks
 from tfp_iaf.networks._kernels import MaskedKernel, gather, num_blocks_for
@@ -71,11 +71,6 @@ def derivatives_in_forward_mode(product, values, weights):
             total = tf.reduce_sum(tf.sin(outputs) * normal(outputs.shape, outputs.dtype, seed=2))
         gradients = tape.gradient(total, [values, weights])
     return [accumulator.jvp(result) for result in (outputs, *gradients)]
-
-
-def assert_all_close(actual, expected, **tolerance):
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
 
 
 @hypothesis.settings(max_examples=15)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tests import reference
 from tests.flows import (
+    assert_all_close,
     each_conditional,
     each_dtype,
     each_flow,
@@ -28,11 +29,6 @@ each_direction = pytest.mark.parametrize('direction', DIRECTIONS)
 
 def value_and_log_det(bijector, direction, x):
     return getattr(bijector, direction)(x), getattr(bijector, DIRECTIONS[direction])(x)
-
-
-def assert_all_close(actual, expected, **tolerance):
-    for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
 
 
 # Jacobians
